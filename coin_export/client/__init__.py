@@ -1,0 +1,1 @@
+"""The client: discovery, policies, gathering and decoding; runs without torch, onnx or onnxruntime."""

@@ -1,0 +1,1 @@
+"""Data: calibration inputs, the bundled real subset, and readers for standard formats."""

@@ -1,0 +1,1 @@
+"""The demonstration: two trained networks, one coded model, three servers, one of them killed."""

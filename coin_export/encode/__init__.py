@@ -1,0 +1,1 @@
+"""Encoders: from k originals to one coded model."""

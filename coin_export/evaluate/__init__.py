@@ -1,0 +1,1 @@
+"""How good and how fast: accuracy of every erasure pattern, reports."""
