@@ -28,9 +28,7 @@ def decode(decoding: Decoding, outputs: Sequence[Array]) -> list[Array]:
 
 
 def _weighted_sum(weights: npt.NDArray[np.float64], outputs: Sequence[Array]) -> Array:
-    terms = [
-        (weight, output) for weight, output in zip(weights.tolist(), outputs, strict=True) if weight != 0.0
-    ]
+    terms = [(weight, output) for weight, output in zip(weights.tolist(), outputs, strict=True) if weight != 0.0]
     weight, output = terms[0]
     if len(terms) == 1 and weight == 1.0:
         return output

@@ -60,9 +60,7 @@ class LinearCode:
             raise CodeError("a code needs at least one coded model: give one row of coefficients or more")
         lengths = {len(row) for row in self.parities}
         if len(lengths) != 1:
-            raise CodeError(
-                f"the rows of coefficients differ in length: {[len(row) for row in self.parities]}"
-            )
+            raise CodeError(f"the rows of coefficients differ in length: {[len(row) for row in self.parities]}")
         if self.k < 2:
             raise CodeError("a code needs at least two originals: give a coefficient for each of them")
         for index, row in enumerate(self.parities):
@@ -172,9 +170,7 @@ def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[int, ...]) -
     unknown = [index for index in range(code.k) if index not in arrived]
     parities = np.asarray(code.parities)[[index - code.k for index in coded]]
     # Rows of the pseudo-inverse have the least norm among all that recover an unknown: the least noise gain.
-    recover = (
-        np.linalg.pinv(parities[:, unknown]) if coded and unknown else np.zeros((len(unknown), len(coded)))
-    )
+    recover = np.linalg.pinv(parities[:, unknown]) if coded and unknown else np.zeros((len(unknown), len(coded)))
     selected = recover[[unknown.index(index) for index in missing]]
     target = np.eye(code.k)[missing][:, unknown]
     if missing and not np.allclose(selected @ parities[:, unknown], target, atol=_SOLVED):

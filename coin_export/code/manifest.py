@@ -173,9 +173,7 @@ def _group(content: Mapping[str, Any]) -> Group:
         code_space=content["code_space"],
         inputs=tuple(_tensor(item) for item in content["inputs"]),
         outputs=tuple(_tensor(item) for item in content["outputs"]),
-        members=tuple(
-            Member(**{**item, "row": tuple(map(float, item["row"]))}) for item in content["members"]
-        ),
+        members=tuple(Member(**{**item, "row": tuple(map(float, item["row"]))}) for item in content["members"]),
         quality=tuple(Quality(**{**item, "erased": tuple(item["erased"])}) for item in content["quality"]),
     )
 
@@ -187,14 +185,10 @@ def _tensor(item: Mapping[str, Any]) -> Tensor:
 def _check(group: Group, member: str, where: str) -> None:
     names = [item.name for item in group.members]
     if len(set(names)) != len(names) or member not in names:
-        raise ManifestError(
-            f"{where}: group {group.name!r} has members {names}, and {member!r} must be one of them"
-        )
+        raise ManifestError(f"{where}: group {group.name!r} has members {names}, and {member!r} must be one of them")
     roles = [item.role for item in group.members]
     if roles != ["original"] * len(group.originals) + ["coded"] * len(group.coded):
-        raise ManifestError(
-            f"{where}: group {group.name!r} must list its originals first, then its coded models"
-        )
+        raise ManifestError(f"{where}: group {group.name!r} must list its originals first, then its coded models")
     try:
         generator = group.code.generator
     except CodeError as error:

@@ -39,9 +39,7 @@ class CalibrationInputs:
                     "its first dimension must be the number of points, at least one"
                 )
             if array.dtype.kind == "f" and not np.isfinite(array).all():
-                raise CalibrationError(
-                    f"calibration input {name!r} contains NaN or infinity; remove those points"
-                )
+                raise CalibrationError(f"calibration input {name!r} contains NaN or infinity; remove those points")
         counts = {name: array.shape[0] for name, array in self.arrays.items()}
         if len(set(counts.values())) > 1:
             raise CalibrationError(f"calibration inputs differ in their number of points: {counts}")

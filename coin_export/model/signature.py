@@ -39,10 +39,7 @@ class Original:
 
 def to_tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
     """Turn a batch of calibration inputs into tensors, sharing memory where the array is writable."""
-    return {
-        name: torch.from_numpy(array if array.flags.writeable else array.copy())
-        for name, array in arrays.items()
-    }
+    return {name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in arrays.items()}
 
 
 def call(
@@ -74,9 +71,7 @@ def name_outputs(returned: object, output_names: Sequence[str] | None) -> dict[s
         kinds = [type(tensor).__name__ for tensor in tensors]
         raise ModelError(f"forward returned {kinds}; every output must be a tensor, and there must be one")
     if output_names is not None and len(output_names) != len(tensors):
-        raise ModelError(
-            f"forward returned {len(tensors)} outputs, and the names given are {list(output_names)}"
-        )
+        raise ModelError(f"forward returned {len(tensors)} outputs, and the names given are {list(output_names)}")
     return dict(zip(output_names or names, tensors, strict=True))
 
 
