@@ -1,0 +1,166 @@
+from itertools import combinations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.linalg import lstsq, matrix_rank
+
+from coin_export.code.decode import Array, decode
+from coin_export.code.design import default_code, worst_gain
+from coin_export.code.linear import LinearCode
+from coin_export.errors import CodeError
+
+coefficients = st.floats(0.05, 1.0)
+
+
+@st.composite
+def codes(draw: st.DrawFn) -> LinearCode:
+    k = draw(st.integers(2, 5))
+    m = draw(st.integers(1, 3))
+    return LinearCode.from_rows(draw(st.lists(st.lists(coefficients, min_size=k, max_size=k), min_size=m, max_size=m)))
+
+
+@st.composite
+def codes_with_arrivals(draw: st.DrawFn) -> tuple[LinearCode, list[int]]:
+    code = draw(codes())
+    return code, sorted(draw(st.sets(st.integers(0, code.n - 1))))
+
+
+def in_row_space(code: LinearCode, arrived: list[int], original: int) -> bool:
+    """The slow obvious test: appending the wanted unit vector does not raise the rank."""
+    rows = code.generator[arrived].reshape(-1, code.k)
+    with_wanted = np.vstack([rows, np.eye(code.k)[original]])
+    return len(arrived) > 0 and bool(matrix_rank(with_wanted, tol=1e-9) == matrix_rank(rows, tol=1e-9))
+
+
+@given(codes_with_arrivals())
+def test_decodable_means_in_the_row_space_of_what_arrived(case: tuple[LinearCode, list[int]]) -> None:
+    code, arrived = case
+    for original in range(code.k):
+        assert code.decodable(arrived, [original]) == in_row_space(code, arrived, original)
+
+
+@given(codes_with_arrivals(), st.integers(0, 2**32 - 1))
+def test_decoding_returns_every_original_exactly(case: tuple[LinearCode, list[int]], seed: int) -> None:
+    code, arrived = case
+    if not code.decodable(arrived):
+        with pytest.raises(CodeError, match="do not determine"):
+            code.decoding(arrived)
+        return
+    truth = np.random.default_rng(seed).normal(size=(code.k, 4, 3))
+    outputs = np.einsum("nk,kbc->nbc", code.generator, truth)
+    decoding = code.decoding(arrived)
+    scale = 1.0 + float(np.abs(decoding.weights).max())
+    decoded = decode(decoding, [outputs[index] for index in decoding.sources])
+    np.testing.assert_allclose(np.stack(decoded), truth, atol=1e-10 * scale)
+
+
+@given(codes_with_arrivals())
+def test_decoding_weights_have_the_least_noise_gain(case: tuple[LinearCode, list[int]]) -> None:
+    """Against the minimum-norm solution of the system that the coded rows have to satisfy."""
+    code, arrived = case
+    if not code.decodable(arrived):
+        return
+    decoding = code.decoding(arrived)
+    unknown = [index for index in range(code.k) if index not in arrived]
+    coded = [index for index in arrived if index >= code.k]
+    for row, original in enumerate(decoding.wanted):
+        if original in arrived:
+            assert decoding.noise_gain[row] == 0.0
+            continue
+        target = np.eye(len(unknown))[unknown.index(original)]
+        least, *_ = lstsq(code.generator[coded][:, unknown].T, target, rcond=None)
+        assert decoding.noise_gain[row] == pytest.approx(float(np.linalg.norm(least)), rel=1e-6)
+
+
+@given(codes(), st.sampled_from([np.float16, np.float32, np.float64]))
+def test_decoding_keeps_the_dtype_and_hands_direct_answers_through(code: LinearCode, dtype: type) -> None:
+    outputs: list[Array] = [np.full((2, 3), index, dtype=dtype) for index in range(code.n)]
+    decoding = code.decoding(range(1, code.n))
+    decoded = decode(decoding, [outputs[index] for index in decoding.sources])
+    assert all(array.dtype == dtype and array.shape == (2, 3) for array in decoded)
+    for original in range(1, code.k):
+        assert decoded[original] is outputs[original]
+
+
+def test_one_lost_of_two_is_the_formula_of_the_paper() -> None:
+    """f_i = (f_c - sum_{j != i} beta_j f_j) / beta_i, so the coding error is amplified by 1 / beta_i."""
+    decoding = LinearCode.from_rows([[1, 3]]).decoding([1, 2])
+    assert decoding.sources == (1, 2)
+    np.testing.assert_allclose(decoding.weights, [[-3.0, 4.0], [1.0, 0.0]])
+    assert decoding.noise_gain == pytest.approx((4.0, 0.0))
+
+
+def test_a_wanted_subset_needs_only_what_determines_it() -> None:
+    code = LinearCode.from_rows([[1, 1, 1]])
+    assert code.decodable([0], [0]) and not code.decodable([0, 3], [1])
+    assert code.decodable([0, 2, 3], [1]) and not code.decodable([], [0])
+
+
+def test_erasure_patterns_are_the_losses_that_can_be_made_good() -> None:
+    assert list(default_code(3, 2).erasure_patterns()) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    degenerate = LinearCode.from_rows([[1, 1, 1], [1, 1, 1]])
+    assert list(degenerate.erasure_patterns()) == [(0,), (1,), (2,)]
+    assert not degenerate.survives_any(2) and degenerate.survives_any(1)
+
+
+@pytest.mark.parametrize(("k", "m"), [(2, 1), (2, 2), (3, 2), (4, 2), (4, 3), (5, 4), (8, 2), (16, 2)])
+def test_default_code_survives_any_m_erasures(k: int, m: int) -> None:
+    code = default_code(k, m)
+    assert (code.k, code.m, code.n) == (k, m, k + m)
+    assert code.survives_any(m)
+    for lost in combinations(range(code.n), m):
+        rows = code.generator[[index for index in range(code.n) if index not in lost]]
+        assert np.linalg.cond(rows) < 1e4
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.integers(2, 3), st.integers(0, 2**32 - 1))
+def test_default_code_beats_random_coefficients(k: int, m: int, seed: int) -> None:
+    random = np.random.default_rng(seed).dirichlet(np.ones(k), size=m)
+    assert worst_gain(np.asarray(default_code(k, m).parities)) <= worst_gain(random) * 1.01
+
+
+def test_default_single_parity_is_the_mean() -> None:
+    assert default_code(4, 1).parities == ((0.25, 0.25, 0.25, 0.25),)
+
+
+def test_worst_noise_gain_is_that_of_the_worst_loss() -> None:
+    code = default_code(3, 2)
+    assert code.worst_noise_gain() == pytest.approx(worst_gain(np.asarray(code.parities)))
+    assert LinearCode.from_rows([[1, 1], [1, 1]]).worst_noise_gain() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "at least one coded model"),
+        ([[1.0]], "at least two originals"),
+        ([[1.0, 1.0], [1.0, 1.0, 1.0]], "differ in length"),
+        ([[1.0, 0.0]], r"row 0 .* coefficient 1 is 0"),
+        ([[0.5, 0.5], [1.5, -0.5]], r"row 1 .* coefficient 1 is -0.5"),
+        ([[1.0, float("nan")]], "positive"),
+        ([[1.0, float("inf")]], "positive"),
+    ],
+)
+def test_unusable_coefficients_are_refused(rows: list[list[float]], message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        LinearCode.from_rows(rows)
+
+
+def test_rows_that_do_not_sum_to_one_are_refused_by_the_class_and_normalised_by_the_constructor() -> None:
+    with pytest.raises(CodeError, match="divide it by its sum"):
+        LinearCode(((1.0, 1.0),))
+    assert LinearCode.from_rows([[2, 6]]).parities == ((0.25, 0.75),)
+
+
+@pytest.mark.parametrize(("k", "m"), [(1, 1), (0, 1), (2, 0)])
+def test_default_code_refuses_senseless_sizes(k: int, m: int) -> None:
+    with pytest.raises(CodeError, match="k >= 2"):
+        default_code(k, m)
+
+
+def test_originals_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(CodeError, match="original 2 does not exist"):
+        default_code(2, 1).decodable([0, 1], [2])
