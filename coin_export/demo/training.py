@@ -1,0 +1,42 @@
+"""Training of the demonstration's networks: plain supervised learning from one common start."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from coin_export.datasets.bundled import ImageSet
+from coin_export.demo.networks import SmallCnn
+
+BATCH_SIZE = 64
+PEAK_LEARNING_RATE = 3e-3
+
+
+def common_start(seed: int) -> SmallCnn:
+    """Make the network from which every original is trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SmallCnn()
+
+
+def train(
+    network: SmallCnn, images: ImageSet, epochs: int, seed: int, on_epoch: Callable[[], object] = lambda: None
+) -> SmallCnn:
+    """Train ``network`` in place on the training part and return it in eval mode."""
+    inputs, labels = torch.from_numpy(images.train_images), torch.from_numpy(images.train_labels)
+    optimizer = torch.optim.Adam(network.parameters())
+    steps = epochs * math.ceil(len(inputs) / BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_LEARNING_RATE, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    network.train()
+    for _ in range(epochs):
+        for index in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):
+            optimizer.zero_grad()
+            cross_entropy(network(inputs[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            schedule.step()
+        on_epoch()
+    return network.eval()

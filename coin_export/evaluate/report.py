@@ -1,0 +1,75 @@
+"""What is said about a group: tables for people, plain data for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Group as Rows
+from rich.table import Table
+
+from coin_export.code.manifest import Group, Quality
+
+
+def group_json(group: Group) -> dict[str, Any]:
+    """Return everything known of a group as plain data."""
+    code = group.code
+    return {
+        **asdict(group),
+        "generation": group.generation,
+        "survives_any_erasures": code.m if code.survives_any(code.m) else _survived(group),
+    }
+
+
+def group_tables(group: Group) -> Rows:
+    """Lay out a group for the terminal: its members, then every erasure pattern."""
+    members = Table(title=f"Group {group.name}: k = {group.code.k}, m = {group.code.m}", title_justify="left")
+    for heading in ("model", "role", "row of the generator matrix", "accuracy %", "digest"):
+        members.add_column(heading)
+    for member in group.members:
+        row = "  ".join(f"{value:.3f}" for value in member.row)
+        members.add_row(member.name, member.role, row, _percent(member.accuracy), member.digest[:19])
+    return Rows(members, quality_table(group), _signature(group))
+
+
+def quality_table(group: Group) -> Table:
+    """Lay out the quality of decoded answers, one line per erasure pattern and lost original."""
+    table = Table(title=f"Decoded answers (encoder {group.encoder}, {group.code_space})", title_justify="left")
+    table.add_column("erased")
+    table.add_column("decoded")
+    for heading in ("noise gain", "relative error", "agreement %", "accuracy %", "normalized %"):
+        table.add_column(heading, justify="right")
+    accuracy = {member.name: member.accuracy for member in group.originals}
+    for record in group.quality:
+        table.add_row(
+            ", ".join(record.erased),
+            record.decoded,
+            f"{record.noise_gain:.2f}",
+            f"{record.relative_error:.3f}",
+            f"{record.agreement:.1f}",
+            _percent(record.degraded_accuracy),
+            _percent(normalized_accuracy(record, accuracy[record.decoded])),
+        )
+    return table
+
+
+def normalized_accuracy(record: Quality, original: float | None) -> float | None:
+    """Return degraded over original accuracy in %, where both were measured."""
+    if record.degraded_accuracy is None or not original:
+        return None
+    return 100.0 * record.degraded_accuracy / original
+
+
+def _signature(group: Group) -> str:
+    def text(tensors: tuple[Any, ...]) -> str:
+        return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors)
+
+    return f"inputs: {text(group.inputs)}; outputs: {text(group.outputs)}\ngeneration: {group.generation}"
+
+
+def _survived(group: Group) -> int:
+    return max(erasures for erasures in range(group.code.m + 1) if group.code.survives_any(erasures))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"

@@ -1,0 +1,217 @@
+"""The build: the order of its stages."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from coin_export.code.linear import LinearCode
+from coin_export.code.manifest import Group, Member, Quality
+from coin_export.datasets.calibration import Array, CalibrationInputs
+from coin_export.encode.architecture import coded_module
+from coin_export.encode.encoding import EncodeCost, Encoding
+from coin_export.encode.registry import encode
+from coin_export.errors import ModelError
+from coin_export.evaluate.report import group_json
+from coin_export.export.onnx import export_onnx
+from coin_export.export.verify import OnnxCheck, compare, file_digest
+from coin_export.model.signature import Original, Signature
+from coin_export.pipeline.evaluation import measure_files
+from coin_export.pipeline.loading import Labelled, load, sign_models
+from coin_export.recipe import BuildOptions, Recipe
+from coin_export.repository.config import triton_tensors
+from coin_export.repository.layout import write_repository
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class BuildReport:
+    """What a build did.
+
+    Attributes:
+        repository: the folder written.
+        group: the group as its members describe it, measured quality included.
+        onnx_checks: ONNX Runtime against torch, by model.
+        costs: what each coded model cost to encode, by name.
+        notes: what the encoder had to say, by coded model.
+        seconds: wall-clock time of each stage.
+    """
+
+    repository: Path
+    group: Group
+    onnx_checks: Mapping[str, OnnxCheck]
+    costs: Mapping[str, EncodeCost]
+    notes: Mapping[str, Mapping[str, object]]
+    seconds: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return everything as plain data."""
+        return {
+            "repository": str(self.repository),
+            "group": group_json(self.group),
+            "onnx": {model: asdict(check) for model, check in self.onnx_checks.items()},
+            "encoding": {
+                model: {**asdict(cost), "notes": dict(self.notes[model])} for model, cost in self.costs.items()
+            },
+            "seconds": dict(self.seconds),
+        }
+
+    @property
+    def onnx_max_abs_error(self) -> float:
+        """The largest difference between ONNX Runtime and torch over all models and outputs."""
+        return max(check.max_abs_error for check in self.onnx_checks.values())
+
+
+@dataclass
+class _Stages:
+    """Says which stage runs and notes how long each took."""
+
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str, message: str) -> Iterator[None]:
+        self.progress(message)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def build(recipe: Recipe, progress: Progress = lambda message: None) -> BuildReport:
+    """Build the group that ``recipe`` describes.
+
+    Raises:
+        CoinExportError: with the stage's own error; the target folder is then as it was before.
+    """
+    progress("loading models and calibration inputs")
+    loaded = load(recipe)
+    return build_group(
+        recipe.name,
+        loaded.models,
+        loaded.calibration,
+        recipe.target,
+        options=recipe,
+        evaluation=loaded.evaluation,
+        progress=progress,
+    )
+
+
+def build_group(
+    name: str,
+    models: Mapping[str, torch.nn.Module],
+    calibration: CalibrationInputs | Mapping[str, Array],
+    target: Path | str,
+    *,
+    options: BuildOptions | None = None,
+    evaluation: Mapping[str, Labelled] | None = None,
+    progress: Progress = lambda message: None,
+) -> BuildReport:
+    """Build a group of models that are already in memory.
+
+    Args:
+        name: the group's name.
+        models: the originals by name, in the order of the code; they are put into eval mode.
+        calibration: unlabeled inputs by name, in the order of the models' forward arguments.
+        target: folder of the model repository.
+        options: code, encoder, export and repository options.
+        evaluation: labelled data by original.
+        progress: told what is being done.
+
+    Raises:
+        CoinExportError: with the stage's own error; the target folder is then as it was before.
+    """
+    options = options or BuildOptions()
+    if not isinstance(calibration, CalibrationInputs):
+        calibration = CalibrationInputs(calibration)
+    stages = _Stages(progress)
+    originals = sign_models(models, calibration, options.outputs)
+    code = options.code.code(len(originals))
+    fit, held_out = calibration.split(options.held_out, options.seed)
+    with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
+        encodings = _encode_all(name, originals, code, fit, options)
+    coded = {model: coded_module(originals[0].module, item.state_dict) for model, item in encodings.items()}
+    with tempfile.TemporaryDirectory(prefix="coin_export_build_") as folder:
+        modules = {original.name: original.module for original in originals} | coded
+        files, checks = _export_all(modules, originals[0].signature, held_out, options, Path(folder), stages)
+        with stages.stage("evaluate", "measuring decoded answers for every erasure pattern"):
+            accuracies, quality = measure_files(list(files.values()), code, list(models), held_out, evaluation or {})
+        group = _describe(name, options, originals[0].signature, code, files, accuracies, quality)
+        with stages.stage("write", f"writing {target}"):
+            write_repository(Path(target), group, files, options.repository)
+    costs = {model: encoding.cost for model, encoding in encodings.items()}
+    notes = {model: encoding.notes for model, encoding in encodings.items()}
+    return BuildReport(Path(target), group, checks, costs, notes, stages.seconds)
+
+
+def coded_names(group: str, code: LinearCode, originals: Iterable[str]) -> tuple[str, ...]:
+    """Name the coded models.
+
+    Raises:
+        ModelError: if an original already has such a name.
+    """
+    names = tuple(f"{group}_coded_{index}" for index in range(code.m))
+    for name in originals:
+        if name in names:
+            raise ModelError(f"original {name!r} has the name of a coded model of group {group!r}; rename either")
+    return names
+
+
+def _encode_all(
+    group: str, originals: Sequence[Original], code: LinearCode, calibration: CalibrationInputs, options: BuildOptions
+) -> dict[str, Encoding]:
+    names = coded_names(group, code, [original.name for original in originals])
+    return {
+        name: encode(originals, row, calibration, options.encoder)
+        for name, row in zip(names, code.parities, strict=True)
+    }
+
+
+def _export_all(
+    modules: Mapping[str, torch.nn.Module],
+    signature: Signature,
+    held_out: CalibrationInputs,
+    options: BuildOptions,
+    folder: Path,
+    stages: _Stages,
+) -> tuple[dict[str, Path], dict[str, OnnxCheck]]:
+    files = {model: folder / f"{model}.onnx" for model in modules}
+    with stages.stage("export", f"exporting {len(files)} models to ONNX"):
+        for model, module in modules.items():
+            export_onnx(module, signature, held_out, files[model], options.export)
+    with stages.stage("verify", "comparing ONNX Runtime with torch"):
+        checks = {
+            model: compare(files[model], module, signature, held_out, options.export)
+            for model, module in modules.items()
+        }
+    return files, checks
+
+
+def _describe(
+    name: str,
+    options: BuildOptions,
+    signature: Signature,
+    code: LinearCode,
+    files: Mapping[str, Path],
+    accuracies: Mapping[str, float],
+    quality: tuple[Quality, ...],
+) -> Group:
+    inputs, outputs = triton_tensors(signature)
+    members = tuple(
+        Member(
+            name=model,
+            role="original" if index < code.k else "coded",
+            row=tuple(code.generator[index].tolist()),
+            digest=file_digest(file),
+            accuracy=accuracies.get(model),
+        )
+        for index, (model, file) in enumerate(files.items())
+    )
+    return Group(name, options.encoder.name, options.code.space, inputs, outputs, members, quality)

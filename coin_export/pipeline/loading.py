@@ -1,0 +1,92 @@
+"""Loading what a recipe names: models, calibration inputs, evaluation data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from coin_export.datasets.calibration import Array, CalibrationInputs
+from coin_export.datasets.sources import collect_batches, read_arrays, select_inputs
+from coin_export.encode.architecture import check_same_architecture
+from coin_export.errors import CalibrationError
+from coin_export.model.loading import import_object, load_module
+from coin_export.model.signature import Original, infer_signature
+from coin_export.recipe import Recipe, is_import_path
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Labelled inputs of one original; they measure decoded answers, no encoder sees them."""
+
+    inputs: CalibrationInputs
+    labels: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """What a recipe names, in memory."""
+
+    models: Mapping[str, torch.nn.Module]
+    calibration: CalibrationInputs
+    evaluation: Mapping[str, Labelled]
+
+
+def load(recipe: Recipe) -> Loaded:
+    """Load the models, calibration inputs and evaluation data of a recipe; writes nothing.
+
+    Raises:
+        ModelError: for a factory or checkpoint.
+        CalibrationError: for calibration inputs or evaluation data.
+    """
+    models = {model.name: load_module(model.factory, model.arguments, model.checkpoint) for model in recipe.models}
+    section = recipe.calibration
+    if is_import_path(section.source):
+        calibration = collect_batches(import_object(section.source), section.inputs, section.source)
+    else:
+        calibration = select_inputs(read_arrays(Path(section.source)), section.inputs, section.source)
+    if section.points is not None:
+        calibration = calibration.take(slice(0, section.points))
+    evaluation = {
+        name: read_labelled(item.source, item.labels, tuple(calibration.arrays))
+        for name, item in recipe.evaluation.items()
+    }
+    return Loaded(models, calibration, evaluation)
+
+
+def read_labelled(path: Path, labels: str, inputs: Sequence[str]) -> Labelled:
+    """Read evaluation data from one array file.
+
+    Raises:
+        CalibrationError: if the labels or an input are missing, or their numbers of points differ.
+    """
+    arrays = read_arrays(path)
+    if labels not in arrays:
+        raise CalibrationError(f"{path}: no array named {labels!r} with the labels; it holds {sorted(arrays)}")
+    values = arrays.pop(labels)
+    chosen = select_inputs(arrays, inputs, str(path))
+    if values.shape != (len(chosen),) or values.dtype.kind not in "iu":
+        raise CalibrationError(
+            f"{path}: {labels!r} is {values.dtype} of shape {values.shape}; "
+            f"it must hold one integer class for each of the {len(chosen)} points"
+        )
+    return Labelled(chosen, values.astype(np.int64))
+
+
+def sign_models(
+    models: Mapping[str, torch.nn.Module], calibration: CalibrationInputs, outputs: Sequence[str] | None
+) -> list[Original]:
+    """Find the models' signatures on the calibration inputs and check that they can be combined.
+
+    Raises:
+        ModelError: if a forward pass fails.
+        ArchitectureError: if the models differ in tensors or outputs.
+    """
+    originals = [
+        Original(name, module.eval(), infer_signature(module, calibration, outputs)) for name, module in models.items()
+    ]
+    check_same_architecture(originals)
+    return originals

@@ -1,0 +1,81 @@
+"""What a build would do, found without encoding, exporting or writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from coin_export.pipeline.build import coded_names
+from coin_export.pipeline.loading import load, sign_models
+from coin_export.recipe import Recipe
+from coin_export.repository.config import triton_tensors
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What a build would do, found without encoding, exporting or writing anything.
+
+    Attributes:
+        group: the group's name.
+        originals: their names, in the order of the code.
+        coded: names of the coded models to be made, with their coefficients.
+        inputs: name, dtype and shape of each input.
+        outputs: likewise.
+        points: calibration points for the encoder, and held out.
+        parameters: number of parameters of each model.
+        encoder: its options.
+        worst_noise_gain: over all losses of any m models.
+        target: the repository folder.
+    """
+
+    group: str
+    originals: tuple[str, ...]
+    coded: Mapping[str, tuple[float, ...]]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    points: tuple[int, int]
+    parameters: int
+    encoder: Mapping[str, object]
+    worst_noise_gain: float
+    target: str
+
+    def text(self) -> str:
+        """Lay the plan out for the terminal."""
+        coded = "\n".join(
+            f"  {name} = " + " + ".join(f"{beta:.3f} {model}" for beta, model in zip(row, self.originals, strict=True))
+            for name, row in self.coded.items()
+        )
+        return (
+            f"group {self.group}: {len(self.originals)} originals of {self.parameters:,} parameters each: "
+            f"{', '.join(self.originals)}\n"
+            f"coded models, from {self.points[0]} calibration points ({self.points[1]} more are held out):\n{coded}\n"
+            f"worst noise gain after any {len(self.coded)} losses: {self.worst_noise_gain:.2f}\n"
+            f"encoder: {', '.join(f'{key} = {value}' for key, value in self.encoder.items())}\n"
+            f"inputs: {', '.join(self.inputs)}; outputs: {', '.join(self.outputs)}\n"
+            f"would write {self.target}; nothing was written"
+        )
+
+
+def plan(recipe: Recipe) -> BuildPlan:
+    """Load and check everything that a recipe names, and say what `build` would do; writes nothing.
+
+    Raises:
+        CoinExportError: as `build` would before it starts to encode.
+    """
+    loaded = load(recipe)
+    originals = sign_models(loaded.models, loaded.calibration, recipe.outputs)
+    code = recipe.code.code(len(originals))
+    fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)
+    inputs, outputs = triton_tensors(originals[0].signature)
+    return BuildPlan(
+        group=recipe.name,
+        originals=tuple(loaded.models),
+        coded=dict(zip(coded_names(recipe.name, code, loaded.models), code.parities, strict=True)),
+        inputs=tuple(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in inputs),
+        outputs=tuple(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in outputs),
+        points=(len(fit), len(held_out)),
+        parameters=sum(parameter.numel() for parameter in originals[0].module.parameters()),
+        encoder=recipe.encoder.model_dump(mode="json"),
+        worst_noise_gain=code.worst_noise_gain(),
+        target=str(recipe.target),
+    )

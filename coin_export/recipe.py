@@ -1,0 +1,201 @@
+"""The build recipe: what a user asks for, typed and checked before anything is done.
+
+A recipe is a YAML file or a `Recipe` made in Python. Unknown keys are refused. Paths are relative to the recipe file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from coin_export.code.design import default_code
+from coin_export.code.linear import LinearCode
+from coin_export.code.manifest import CodeSpace
+from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
+from coin_export.errors import CodeError, RecipeError
+from coin_export.export.options import ExportOptions
+from coin_export.repository.options import RepositoryOptions
+
+IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
+NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelRecipe(_Section):
+    """One of the originals."""
+
+    name: str = Field(pattern=NAME, description="The model's name in the repository.")
+    factory: str = Field(pattern=IMPORT_PATH, description="Import path of a callable that makes the module.")
+    arguments: dict[str, Any] = Field(default={}, description="Keyword arguments of the factory.")
+    checkpoint: Path = Field(description="The trained weights: .safetensors, or a state dict saved by torch.")
+
+
+class CalibrationRecipe(_Section):
+    """Where the calibration inputs come from."""
+
+    source: str = Field(description="A .npz, .npy or .safetensors file, or the import path of an iterable of batches.")
+    inputs: tuple[str, ...] | None = Field(
+        default=None, min_length=1, description="Input names in the order of the models' forward arguments."
+    )
+    points: int | None = Field(default=None, ge=2, description="Use only the first so many points.")
+
+
+class CodeRecipe(_Section):
+    """The code: a number of parities, or the rows themselves."""
+
+    parities: int | None = Field(default=None, ge=1, description="Number of coded models, with default coefficients.")
+    coefficients: tuple[tuple[float, ...], ...] | None = Field(
+        default=None, min_length=1, description="One row of k positive coefficients per coded model."
+    )
+    space: CodeSpace = Field(
+        default="logits", description="What the outputs are; they are combined and decoded as the models give them."
+    )
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> CodeRecipe:
+        if self.parities is not None and self.coefficients is not None:
+            raise ValueError("give either 'parities' or 'coefficients', not both")
+        return self
+
+    def code(self, k: int) -> LinearCode:
+        """Make the code for k originals.
+
+        Raises:
+            CodeError: if the coefficients are no usable code for k originals.
+        """
+        if self.coefficients is None:
+            return default_code(k, self.parities or 1)
+        for index, row in enumerate(self.coefficients):
+            if len(row) != k:
+                raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")
+        return LinearCode.from_rows(self.coefficients)
+
+
+class EvaluationRecipe(_Section):
+    """Labelled data of one original, to measure the accuracy of decoded answers."""
+
+    source: Path = Field(description="A .npz or .safetensors file with the inputs and the labels.")
+    labels: str = Field(default="labels", description="The array in it that holds the integer class of each point.")
+
+
+class BuildOptions(_Section):
+    """Everything about a build that has a default."""
+
+    code: CodeRecipe = CodeRecipe()
+    encoder: EncoderOptions = DEFAULT_ENCODER
+    outputs: tuple[str, ...] | None = Field(
+        default=None, description="Output names in the order of the models' forward."
+    )
+    export: ExportOptions = ExportOptions()
+    repository: RepositoryOptions = RepositoryOptions()
+    held_out: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.1, description="Share of the calibration inputs kept from the encoder, to measure decoded answers on."
+    )
+    cache: Path | None = Field(default=None, description="Folder in which statistics are kept between builds.")
+    seed: int = Field(default=0, ge=0, description="Seed of every random choice.")
+
+
+class Recipe(BuildOptions):
+    """A whole build."""
+
+    name: str = Field(pattern=NAME, description="The group's name.")
+    models: tuple[ModelRecipe, ...] = Field(min_length=2, description="The originals, in the order of the code.")
+    calibration: CalibrationRecipe
+    target: Path = Field(default=Path("model_repository"), description="Folder of the model repository.")
+    evaluation: dict[str, EvaluationRecipe] = Field(default={}, description="Labelled data, by original.")
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Recipe:
+        names = [model.name for model in self.models]
+        if len(set(names)) != len(names):
+            raise ValueError(f"models: the names {names} are not all different")
+        for name in self.evaluation:
+            if name not in names:
+                raise ValueError(f"evaluation: {name!r} is none of the models {names}")
+        return self
+
+    @model_validator(mode="after")
+    def _code_fits(self) -> Recipe:
+        try:
+            self.code.code(len(self.models))
+        except CodeError as error:
+            raise ValueError(f"code: {error}") from error
+        return self
+
+    def relative_to(self, folder: Path) -> Recipe:
+        """Return the recipe with its relative paths taken from ``folder``."""
+        source = self.calibration.source
+        placed = source if is_import_path(source) else str(folder / source)
+        return self.model_copy(
+            update={
+                "models": tuple(m.model_copy(update={"checkpoint": folder / m.checkpoint}) for m in self.models),
+                "calibration": self.calibration.model_copy(update={"source": placed}),
+                "evaluation": {
+                    name: item.model_copy(update={"source": folder / item.source})
+                    for name, item in self.evaluation.items()
+                },
+                "target": folder / self.target,
+                "cache": None if self.cache is None else folder / self.cache,
+            }
+        )
+
+    def missing_files(self) -> list[tuple[str, Path]]:
+        """Return the key and path of every file that the recipe names and that is not there."""
+        files = [(f"models.{index}.checkpoint", model.checkpoint) for index, model in enumerate(self.models)]
+        if not is_import_path(self.calibration.source):
+            files.append(("calibration.source", Path(self.calibration.source)))
+        files += [(f"evaluation.{name}.source", item.source) for name, item in self.evaluation.items()]
+        return [(key, path) for key, path in files if not path.is_file()]
+
+
+def is_import_path(source: str) -> bool:
+    """Tell whether ``source`` is an import path such as ``package.module:name`` rather than a file."""
+    return ":" in source and not Path(source).suffix and not Path(source).exists()
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a YAML recipe.
+
+    Raises:
+        RecipeError: one message that names every offending key, or the file that is missing or no YAML.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping of keys to values; it holds {type(content).__name__}")
+    recipe = parse_recipe(content, str(path)).relative_to(path.parent)
+    missing = recipe.missing_files()
+    if missing:
+        raise RecipeError(f"{path}: " + "; ".join(f"{key}: no such file: {file}" for key, file in missing))
+    return recipe
+
+
+def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
+    """Check a recipe given as plain data.
+
+    Raises:
+        RecipeError: one message that names every offending key.
+    """
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        faults = [_fault(item["loc"], item["msg"], item["type"]) for item in error.errors()]
+        raise RecipeError(f"{where}: " + "; ".join(faults)) from error
+
+
+def _fault(location: tuple[int | str, ...], message: str, kind: str) -> str:
+    key = ".".join(str(part) for part in location)
+    if kind == "extra_forbidden":
+        message = "unknown key; see the README for the keys of a recipe"
+    message = message.removeprefix("Value error, ")
+    return f"{key}: {message}" if key else message
