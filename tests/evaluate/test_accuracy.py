@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from coin_export.code.linear import LinearCode
+from coin_export.evaluate.accuracy import LabelledOutputs, accuracy, decoded_outputs, measure
+
+CODE = LinearCode.from_rows([[1, 1, 2]])
+RANDOM = np.random.default_rng(0)
+ORIGINALS = RANDOM.normal(size=(3, 50, 4))
+
+
+def coded(noise: float) -> np.ndarray:
+    """The coded model's answers: the exact combination plus an error of the given size."""
+    exact: np.ndarray = np.einsum("k,kpc->pc", CODE.generator[3], ORIGINALS)
+    return exact + noise * np.random.default_rng(1).normal(size=exact.shape)
+
+
+def members(noise: float) -> list[dict[str, np.ndarray]]:
+    return [{"logits": array} for array in [*ORIGINALS, coded(noise)]]
+
+
+def test_an_exact_coded_model_decodes_exactly() -> None:
+    for record in measure(CODE, ["a", "b", "c"], members(0.0), {}):
+        assert record.relative_error == pytest.approx(0.0, abs=1e-12)
+        assert record.agreement == 100.0
+        assert record.degraded_accuracy is None
+    np.testing.assert_allclose(decoded_outputs(CODE, members(0.0), [1], 1)["logits"], ORIGINALS[1])
+
+
+def test_the_coding_error_is_amplified_by_the_noise_gain() -> None:
+    quality = measure(CODE, ["a", "b", "c"], members(0.1), {})
+    assert [(record.erased, record.decoded) for record in quality] == [(("a",), "a"), (("b",), "b"), (("c",), "c")]
+    assert [record.noise_gain for record in quality] == pytest.approx([4.0, 4.0, 2.0])
+    error = coded(0.1) - coded(0.0)
+    for record, original in zip(quality, ORIGINALS, strict=True):
+        expected = record.noise_gain * np.linalg.norm(error) / np.linalg.norm(original)
+        assert record.relative_error == pytest.approx(expected)
+
+
+def test_degraded_accuracy_is_that_of_the_decoded_answers_on_the_originals_own_data() -> None:
+    labels = ORIGINALS[0].argmax(axis=1)
+    labelled = {"a": LabelledOutputs(members(0.2), labels)}
+    first, *others = measure(CODE, ["a", "b", "c"], members(0.2), labelled)
+    decoded = decoded_outputs(CODE, members(0.2), [0], 0)["logits"]
+    assert first.degraded_accuracy == pytest.approx(100 * np.mean(decoded.argmax(axis=1) == labels))
+    assert 0 < first.degraded_accuracy < 100
+    assert first.degraded_accuracy == pytest.approx(first.agreement)
+    assert all(record.degraded_accuracy is None for record in others)
+
+
+def test_accuracy_counts_the_first_output_only() -> None:
+    outputs = {"logits": np.eye(3)[[0, 1, 1, 2]], "other": np.zeros((4, 3))}
+    assert accuracy(outputs, np.array([0, 1, 2, 2])) == 75.0
