@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from coin_export.code.manifest import Group
     from coin_export.serve.embedded import EmbeddedServer
 
-FAILURE, USER_ERROR, INTERRUPTED = 1, 2, 130
+FAILURE, USER_ERROR = 1, 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,18 +48,10 @@ def main() -> None:
     """Run the command; an error becomes one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        log.print("interrupted")
-        sys.exit(INTERRUPTED)
+        app()
     except CoinExportError as error:
         log.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR if isinstance(error, UserError) else FAILURE)
-    except typer.TyperException as error:
-        error.show()
-        sys.exit(USER_ERROR)
 
 
 @app.callback(invoke_without_command=True)
