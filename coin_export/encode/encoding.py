@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -55,6 +56,7 @@ class Encoder(Protocol):
         coefficients: Sequence[float],
         calibration: CalibrationInputs,
         options: Any,
+        cache: Path | None = None,
     ) -> Encoding:
         """Encode one row of the code.
 
@@ -63,5 +65,6 @@ class Encoder(Protocol):
             coefficients: k positive numbers that sum to one.
             calibration: unlabeled inputs.
             options: the encoder's own options.
+            cache: folder for statistics worth keeping, between the rows of a code or between builds.
         """
         ...

@@ -1,0 +1,35 @@
+"""Measuring what an encoding takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from coin_export.encode.encoding import EncodeCost
+
+
+class CostMeter:
+    """Started when made; `cost` tells what has been spent since."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._peak = _peak_resident_bytes()
+
+    def cost(self, forward_passes: int = 0, backward_passes: int = 0) -> EncodeCost:
+        """Return the cost so far, with passes as counted by the encoder."""
+        return EncodeCost(
+            seconds=time.perf_counter() - self._start,
+            forward_passes=forward_passes,
+            backward_passes=backward_passes,
+            peak_memory_bytes=_peak_resident_bytes() - self._peak,
+        )
+
+
+def _peak_resident_bytes() -> int:
+    """Return the process's peak resident memory; 0 where the system does not tell."""
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, others KiB

@@ -1,0 +1,88 @@
+"""The encoders by name, and the one way to run any of them."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+from pydantic import BaseModel, Field
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.architecture import check_same_architecture, coded_module
+from coin_export.encode.average import AverageOptions, average
+from coin_export.encode.barycenter import taken_from_first
+from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.encoding import Encoder, Encoding
+from coin_export.errors import CodeError
+from coin_export.model.signature import Original
+from coin_export.model.state import check_finite
+
+ENCODERS: Mapping[str, tuple[type[BaseModel], Encoder]] = {
+    "average": (AverageOptions, average),
+    "coin": (CoinOptions, coin),
+}
+
+EncoderOptions: TypeAlias = Annotated[AverageOptions | CoinOptions, Field(discriminator="name")]
+
+DEFAULT_ENCODER = CoinOptions()
+
+
+def encode(
+    originals: Sequence[Original],
+    coefficients: Sequence[float],
+    calibration: CalibrationInputs,
+    options: EncoderOptions,
+    cache: Path | None = None,
+) -> Encoding:
+    """Make one coded model.
+
+    Args:
+        originals: k models of one architecture, in eval mode; they are left as they are.
+        coefficients: one row of the code.
+        calibration: unlabeled inputs.
+        options: those of one of the `ENCODERS`, which they name.
+        cache: folder in which statistics are kept; None keeps none.
+
+    Raises:
+        CodeError: if there is not one positive coefficient for each original, or they do not sum to one.
+        ModelError: if the originals cannot be combined; as `check_same_architecture`.
+        NonFiniteError: if weights, outputs, statistics or coded weights hold NaN or infinity.
+        CoinExportError: otherwise as the encoder.
+    """
+    check_same_architecture(originals)
+    _check_coefficients(originals, coefficients)
+    _, encoder = ENCODERS[options.name]
+    encoding = encoder(originals, coefficients, calibration, options, cache)
+    check_finite(coded_module(originals[0].module, encoding.state_dict), f"weights coded by {options.name!r}")
+    chosen = taken_from_first(originals)
+    notes = {f"taken from {originals[0].name!r}": chosen} if chosen else {}
+    return Encoding(encoding.state_dict, encoding.cost, {**encoding.notes, **notes})
+
+
+def encode_rows(
+    originals: Sequence[Original],
+    rows: Sequence[Sequence[float]],
+    calibration: CalibrationInputs,
+    options: EncoderOptions,
+    cache: Path | None = None,
+) -> list[Encoding]:
+    """Make one coded model for each row of the code; statistics are computed once for all rows.
+
+    See `encode`. Without a cache folder a temporary one serves the rows after the first.
+    """
+    if cache is not None or len(rows) == 1:
+        return [encode(originals, row, calibration, options, cache) for row in rows]
+    with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
+        return [encode(originals, row, calibration, options, Path(folder)) for row in rows]
+
+
+def _check_coefficients(originals: Sequence[Original], coefficients: Sequence[float]) -> None:
+    if len(coefficients) != len(originals):
+        raise CodeError(f"{len(coefficients)} coefficients for {len(originals)} originals; give one for each")
+    if not all(math.isfinite(beta) and beta > 0 for beta in coefficients):
+        raise CodeError(f"the coefficients {list(coefficients)} must all be positive numbers")
+    if not math.isclose(math.fsum(coefficients), 1.0, rel_tol=1e-6):
+        raise CodeError(f"the coefficients {list(coefficients)} sum to {math.fsum(coefficients)}; make it one")

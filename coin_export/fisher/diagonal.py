@@ -1,0 +1,112 @@
+"""The diagonal Fisher information of a model under its own predictive distribution, averaged over inputs.
+
+F_jj = E_x sum_r ((J^T v_r)_j)^2, see `likelihood`: gradients are squared point by point, then averaged. Squaring the
+gradient of a whole batch instead gives another quantity, which depends on the batch size. Labels are never used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.errors import CalibrationError, ModelError, NonFiniteError
+from coin_export.fisher.general import GeneralPath, Squares
+from coin_export.fisher.likelihood import directions, passes
+from coin_export.fisher.options import FisherOptions
+from coin_export.model.signature import Original, to_tensors
+
+# Gradients of one pass, in elements: of large models fewer points than a batch are handled at once.
+_MAX_ELEMENTS = 2**26
+
+
+@dataclass(frozen=True, eq=False)
+class DiagonalFisher:
+    """The diagonal of a model's Fisher information.
+
+    Attributes:
+        diagonal: by parameter name, float32, of the parameter's shape. Tied weights appear under their first name.
+        points: number of inputs averaged over.
+        forward_passes: points pushed through the network to find it; 0 when it was read from a cache.
+        backward_passes: the same, backward.
+    """
+
+    diagonal: dict[str, torch.Tensor] = field(repr=False)
+    points: int
+    forward_passes: int
+    backward_passes: int
+
+    def mean(self) -> float:
+        """Return the mean over all elements of all parameters."""
+        elements = sum(tensor.numel() for tensor in self.diagonal.values())
+        return sum(float(tensor.sum(dtype=torch.float64)) for tensor in self.diagonal.values()) / elements
+
+
+def diagonal_fisher(original: Original, calibration: CalibrationInputs, options: FisherOptions) -> DiagonalFisher:
+    """Estimate the diagonal of the Fisher information.
+
+    All outputs count, flattened and concatenated; all parameters get statistics, also those that were frozen in
+    training. The result depends on the seed but not on the batch size, up to rounding.
+
+    Raises:
+        ModelError: if the model is in training mode, has no parameters, or fails on one point at a time.
+        CalibrationError: if the inputs are not those of the model's signature.
+        NonFiniteError: if outputs or statistics hold NaN or infinity.
+    """
+    _check(original, calibration)
+    width = sum(math.prod(spec.shape) for spec in original.signature.outputs)
+    path = GeneralPath(original, options)
+    totals: Squares = {}
+    try:
+        for batch, points in _batches(original, calibration, options):
+            squares, finite = path(list(to_tensors(batch.arrays).values()), directions(options, points, width))
+            _check_outputs(original, finite, points)
+            totals = {name: totals[name] + square if totals else square for name, square in squares.items()}
+    except RuntimeError as error:
+        raise ModelError(
+            f"model {original.name!r} cannot be differentiated on single calibration points: {error}"
+        ) from error
+    diagonal = {name: (total / len(calibration)).float() for name, total in totals.items()}
+    faulty = [name for name, tensor in diagonal.items() if not bool(torch.isfinite(tensor).all())]
+    if faulty:
+        raise NonFiniteError(
+            f"model {original.name!r}: the Fisher statistics hold NaN or infinity in {', '.join(faulty)}; "
+            "check the scale of the calibration inputs"
+        )
+    return DiagonalFisher(diagonal, len(calibration), len(calibration), len(calibration) * passes(options, width))
+
+
+def _batches(
+    original: Original, calibration: CalibrationInputs, options: FisherOptions
+) -> Iterator[tuple[CalibrationInputs, range]]:
+    elements = sum(parameter.numel() for parameter in original.module.parameters())
+    size = max(1, min(options.batch_size, _MAX_ELEMENTS // elements))
+    for start in range(0, len(calibration), size):
+        points = range(start, min(start + size, len(calibration)))
+        yield calibration.take(slice(points.start, points.stop)), points
+
+
+def _check(original: Original, calibration: CalibrationInputs) -> None:
+    module, signature = original.module, original.signature
+    if any(part.training for part in module.modules()):
+        raise ModelError(f"model {original.name!r} is in training mode; call eval() on it first")
+    if not any(parameter.numel() for parameter in module.parameters()):
+        raise ModelError(f"model {original.name!r} has no parameters to code")
+    given = [(name, tuple(array.shape[1:]), str(array.dtype)) for name, array in calibration.arrays.items()]
+    asked = [(spec.name, spec.shape, str(spec.dtype).removeprefix("torch.")) for spec in signature.inputs]
+    if given != asked:
+        raise CalibrationError(
+            f"the calibration inputs are {given}; model {original.name!r} takes {asked} (name, shape of a point, dtype)"
+        )
+
+
+def _check_outputs(original: Original, finite: list[bool], points: range) -> None:
+    faulty = [spec.name for spec, good in zip(original.signature.outputs, finite, strict=True) if not good]
+    if faulty:
+        raise NonFiniteError(
+            f"model {original.name!r}: NaN or infinity in output {', '.join(faulty)} "
+            f"on calibration points {points.start} to {points.stop - 1}"
+        )

@@ -1,0 +1,105 @@
+"""Squared gradients of any module, one point at a time or vectorised over points by `torch.func`.
+
+This is the path that every architecture can take. It never sums gradients of several points before it squares them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+
+import torch
+from torch.func import functional_call, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from coin_export.fisher.likelihood import cotangents
+from coin_export.fisher.options import FisherOptions
+from coin_export.model.signature import Original, name_outputs
+
+Squares = dict[str, torch.Tensor]
+_PointResult = tuple[Squares, tuple[torch.Tensor, ...]]
+
+_log = logging.getLogger(__name__)
+
+
+class GeneralPath:
+    """Computes sums of squared gradients for one model, for all floating-point parameters, frozen ones included.
+
+    Half-precision weights and inputs are widened to float32, so that small gradients do not vanish when squared.
+    """
+
+    def __init__(self, original: Original, options: FisherOptions) -> None:
+        module = original.module
+        self._name = original.name
+        self._module = module
+        self._outputs = tuple(spec.name for spec in original.signature.outputs)
+        self._options = options
+        named = [*module.named_parameters(), *module.named_buffers()]
+        tensors = {name: widened(tensor.detach()) for name, tensor in named}
+        wanted = {name for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+        self._parameters = {name: tensors[name] for name in tensors if name in wanted}
+        self._constants = {name: tensors[name] for name in tensors if name not in wanted}
+        self._vectorised = True
+
+    def __call__(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> tuple[Squares, list[bool]]:
+        """Handle one batch.
+
+        Args:
+            inputs: the model's inputs, each of shape (points, ...).
+            directions: see `likelihood.directions`, shape (points, passes, width).
+
+        Returns:
+            For each parameter, sum over points and r of (J^T v_r)^2, in float64; and for each output, whether it
+            was finite everywhere.
+        """
+        arguments = (directions, *(widened(tensor) for tensor in inputs))
+        # The fused attention kernels cannot be vectorised over points; the plain one can.
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="There is a performance drop")
+            if self._vectorised:
+                try:
+                    return _summed(vmap(self._point)(*arguments))
+                except RuntimeError as error:  # some operations, and control flow that depends on data, cannot be
+                    self._vectorised = False
+                    _log.warning("model %r is handled point by point, which is slow: %s", self._name, error)
+            return _one_by_one(self._point, arguments)
+
+    def _point(self, directions: torch.Tensor, *inputs: torch.Tensor) -> _PointResult:
+        def outputs_of(parameters: Squares) -> tuple[torch.Tensor, ...]:
+            arguments = tuple(tensor.unsqueeze(0) for tensor in inputs)
+            returned = functional_call(self._module, (parameters, self._constants), arguments)
+            return tuple(name_outputs(returned, self._outputs).values())
+
+        outputs, pull_back = vjp(outputs_of, self._parameters)[:2]
+        squares = {name: torch.zeros_like(tensor) for name, tensor in self._parameters.items()}
+        for direction in directions:
+            (gradients,) = pull_back(cotangents(self._options, outputs, direction))
+            squares = {name: squares[name] + gradient.square() for name, gradient in gradients.items()}
+        return squares, tuple(torch.isfinite(output).all() for output in outputs)
+
+
+def widened(tensor: torch.Tensor) -> torch.Tensor:
+    """Return half-precision tensors as float32, others as they are."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _summed(result: _PointResult) -> tuple[Squares, list[bool]]:
+    squares, finite = result
+    totals = {name: tensor.sum(0, dtype=torch.float64) for name, tensor in squares.items()}
+    return totals, [bool(flags.all()) for flags in finite]
+
+
+def _one_by_one(point: Callable[..., _PointResult], arguments: Sequence[torch.Tensor]) -> tuple[Squares, list[bool]]:
+    batches = (_summed(_alone(point(*items))) for items in zip(*arguments, strict=True))
+    totals, finite = next(batches)
+    for squares, flags in batches:
+        totals = {name: total + squares[name] for name, total in totals.items()}
+        finite = [before and now for before, now in zip(finite, flags, strict=True)]
+    return totals, finite
+
+
+def _alone(result: _PointResult) -> _PointResult:
+    """Give the result of one point the batch dimension that `_summed` expects."""
+    squares, finite = result
+    return {name: tensor.unsqueeze(0) for name, tensor in squares.items()}, finite
