@@ -1,0 +1,197 @@
+"""The README's promise to a user with models of their own: build, verify, inspect, serve, infer, evaluate."""
+
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import yaml
+
+from tests.e2e.conftest import UserProject, make_project
+
+COMMAND = [sys.executable, "-c", "from coin_export.cli import main; main()"]
+
+
+def run(project: UserProject, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
+    result = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, cwd=project.folder, timeout=300, check=False
+    )
+    assert result.returncode == expect, result.stdout + result.stderr
+    return result
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@contextlib.contextmanager
+def serving(project: UserProject, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[dict[str, Any]]]]:
+    """Run `coin-export serve` and stop it by SIGTERM; nothing of it may outlive it."""
+    command = [*COMMAND, "serve", str(project.target), "--json", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project.folder)
+    try:
+        assert process.stdout is not None
+        servers = json.loads(process.stdout.readline())
+        yield process, servers
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        _, alive = psutil.wait_procs(children, timeout=10)
+        assert alive == []
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+@pytest.mark.e2e
+def test_the_whole_way_with_the_users_own_models(tmp_path: Path) -> None:
+    project = make_project(tmp_path, originals=3)
+    project.rewrite(code={"parities": 2})
+    planned = run(project, "build", "recipe.yaml", "--dry-run").stdout
+    assert "tasks_coded_1" in planned and "nothing was written" in planned
+    assert not project.target.exists()
+
+    report = json.loads(run(project, "build", "recipe.yaml", "--json").stdout)
+    assert [member["name"] for member in report["group"]["members"]][3:] == ["tasks_coded_0", "tasks_coded_1"]
+    assert all(check["max_abs_error"] < 1e-4 for check in report["onnx"].values())
+
+    findings = json.loads(run(project, "verify", "repository", "--json").stdout)
+    assert findings and all(finding["ok"] for finding in findings)
+
+    [shown] = json.loads(run(project, "inspect", "repository", "--json").stdout)
+    assert shown["survives_any_erasures"] == 2
+    patterns = {tuple(record["erased"]) for record in shown["quality"]}
+    assert len(patterns) == 6 and all(record["degraded_accuracy"] is not None for record in shown["quality"])
+
+    data = [f"--data={name}={name}_test.npz" for name in project.names]
+    measured = json.loads(run(project, "evaluate", "repository", *data, "--json").stdout)
+    for now, then in zip(measured["quality"], shown["quality"], strict=True):
+        assert now["degraded_accuracy"] == then["degraded_accuracy"]
+
+    images = np.load(tmp_path / "task_0_test.npz")["image"][:5]
+    np.save(tmp_path / "images.npy", images)
+    with serving(project, "--per-model") as (process, servers):
+        addresses = [server["grpc"] for server in servers]
+        assert [server["models"] for server in servers] == [[m["name"]] for m in shown["members"]]
+        [live] = json.loads(run(project, "inspect", *addresses, "--json").stdout)
+        assert live == shown
+        ask = ["infer", *addresses, "--input", "image=images.npy", "--output", "out.npz", "--deadline", "5", "--json"]
+        answers = json.loads(run(project, *ask).stdout)
+        assert {answer["source"] for answer in answers} == {"direct"}
+        direct = dict(np.load(tmp_path / "out.npz"))
+        lost = next(child for child in psutil.Process(process.pid).children(recursive=True) if is_server_of(child, 0))
+        lost.kill()
+        answers = {answer["model"]: answer for answer in json.loads(run(project, *ask).stdout)}
+        assert answers["task_0"]["source"] == "decoded" and answers["task_0"]["noise_gain"] > 0
+        assert answers["task_1"]["source"] == answers["task_2"]["source"] == "direct"
+        decoded = dict(np.load(tmp_path / "out.npz"))
+        np.testing.assert_array_equal(decoded["task_1/scores"], direct["task_1/scores"])
+        assert decoded["task_0/scores"].shape == direct["task_0/scores"].shape == (5, 3)
+        error = np.linalg.norm(decoded["task_0/scores"] - direct["task_0/scores"])
+        assert error < np.linalg.norm(direct["task_0/scores"])
+        # One of several servers is gone for good, which `serve` reports as a failure of its own.
+        assert process.wait(60) == 1
+
+
+def is_server_of(process: psutil.Process, index: int) -> bool:
+    """Tell whether a process is the tritonserver that loads the original of this index."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == "tritonserver" and f"--load-model=task_{index}" in process.cmdline()
+    return False
+
+
+@pytest.mark.e2e
+def test_one_server_for_all_models_stops_cleanly_on_sigterm(project: UserProject) -> None:
+    run(project, "build", "recipe.yaml")
+    before = set(Path("/dev/shm").iterdir())
+    with serving(project) as (_, servers):
+        assert len(servers) == 1 and len(servers[0]["models"]) == 3
+        assert "task_0" in run(project, "inspect", servers[0]["grpc"]).stdout
+    assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_the_same_recipe_gives_the_same_bytes(project: UserProject) -> None:
+    run(project, "build", "recipe.yaml")
+    first = files(project.target)
+    run(project, "build", "recipe.yaml")
+    assert files(project.target) == first
+
+
+def test_python_builds_what_the_recipe_builds(project: UserProject, monkeypatch: pytest.MonkeyPatch) -> None:
+    from coin_export import build_group
+    from coin_export.pipeline import load
+    from coin_export.recipe import load_recipe
+
+    monkeypatch.syspath_prepend(str(project.folder))
+    run(project, "build", "recipe.yaml")
+    recipe = load_recipe(project.recipe)
+    loaded = load(recipe)
+    report = build_group(
+        "tasks",
+        loaded.models,
+        dict(loaded.calibration.arrays),
+        project.folder / "other",
+        options=recipe,
+        evaluation=loaded.evaluation,
+    )
+    assert files(project.folder / "other") == files(project.target)
+    assert report.onnx_max_abs_error < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"calibration": {"source": "task_0_test.npz", "inputs": ["labels"]}},
+            "cannot be run on the calibration inputs",
+        ),
+        ({"calibration": {"source": "my_networks:nothing"}}, "nothing"),
+        ({"outputs": ["a", "b"]}, "forward returned 1 outputs"),
+        ({"name": "task", "models": None}, "models: "),
+        ({"evaluation": {"task_0": {"source": "calibration.npz"}}}, "no array named 'labels'"),
+        ({"export": {"opset": 23}}, "export"),
+    ],
+)
+def test_a_failed_build_leaves_the_old_repository_as_it_was(
+    project: UserProject, changes: dict[str, Any], message: str
+) -> None:
+    run(project, "build", "recipe.yaml")
+    before = files(project.target)
+    project.rewrite(**changes)
+    result = run(project, "build", "recipe.yaml", expect=2)
+    assert message in result.stderr and len(result.stderr.strip().splitlines()) <= 2
+    assert files(project.target) == before
+    assert not [path for path in project.folder.iterdir() if path.name.startswith(".")]
+
+
+def test_verify_finds_a_changed_weight_file(project: UserProject) -> None:
+    run(project, "build", "recipe.yaml")
+    path = project.target / "task_1" / "1" / "model.onnx"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    findings = json.loads(run(project, "verify", "repository", "--json", expect=1).stdout)
+    assert any(not finding["ok"] and finding["model"] == "task_1" for finding in findings)
+
+
+def test_a_recipe_may_be_kept_anywhere(project: UserProject) -> None:
+    content = yaml.safe_load(project.recipe.read_text())
+    content["calibration"]["source"] = str(project.folder / "calibration.npz")
+    (project.folder / "elsewhere").mkdir()
+    moved = project.folder / "elsewhere" / "recipe.yaml"
+    for model in content["models"]:
+        model["checkpoint"] = f"../{model['checkpoint']}"
+    for item in content["evaluation"].values():
+        item["source"] = f"../{item['source']}"
+    moved.write_text(yaml.safe_dump(content))
+    run(project, "build", str(moved))
+    assert (moved.parent / "repository" / "task_0" / "config.pbtxt").is_file()
