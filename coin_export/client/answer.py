@@ -1,0 +1,75 @@
+"""What a request returns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy.typing as npt
+
+from coin_export.code.manifest import Quality
+from coin_export.errors import RequestError
+
+Array = npt.NDArray[Any]
+Outputs = dict[str, Array]
+
+
+class Source(Enum):
+    """Where an answer comes from."""
+
+    DIRECT = "direct"
+    DECODED = "decoded"
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """One model's answer.
+
+    Attributes:
+        model: the model's name.
+        outputs: by output name; a direct answer's arrays are read-only views of the received message.
+        source: from the model itself, or decoded from the others.
+        noise_gain: by how much decoding amplified the coding error; 0 for a direct answer.
+        quality: what was measured at build for this loss; None for a direct answer, or if nothing was measured.
+        latency_s: seconds from the request to this answer.
+    """
+
+    model: str
+    outputs: Outputs
+    source: Source
+    noise_gain: float
+    quality: Quality | None
+    latency_s: float
+
+    def as_numpy(self, name: str) -> Array:
+        """Return the output ``name``, as tritonclient's ``InferResult.as_numpy`` does.
+
+        Raises:
+            RequestError: if there is no such output.
+        """
+        try:
+            return self.outputs[name]
+        except KeyError:
+            raise RequestError(f"model {self.model!r} has no output {name!r}; it has {list(self.outputs)}") from None
+
+
+class Answers(Mapping[str, Answer]):
+    """The answers of one request by model name, in the order of the group's originals."""
+
+    def __init__(self, answers: Mapping[str, Answer]) -> None:
+        self._answers = dict(answers)
+
+    def __getitem__(self, model: str) -> Answer:
+        return self._answers[model]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._answers)
+
+    def __len__(self) -> int:
+        return len(self._answers)
+
+    def __repr__(self) -> str:
+        parts = (f"{name}: {answer.source.value}, {1e3 * answer.latency_s:.1f} ms" for name, answer in self.items())
+        return f"Answers({'; '.join(parts)})"

@@ -1,0 +1,197 @@
+"""The client for asyncio: ask all models of a group, return the first answers that suffice."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+from coin_export.client.answer import Answers, Array
+from coin_export.client.discovery import Topology
+from coin_export.client.fanout import Fanout
+from coin_export.client.gather import Finish, Gather
+from coin_export.client.outcome import answers, undecodable
+from coin_export.client.policy import Policy
+from coin_export.client.pool import ServerPool
+from coin_export.client.server import Limits
+from coin_export.client.signature import Signature
+from coin_export.client.transport import GrpcTransport, Transport, TransportOptions
+from coin_export.code.manifest import Group
+from coin_export.errors import ClientError, DiscoveryError, RequestError
+
+_POLICY = Policy()
+_LIMITS = Limits()
+_TRANSPORT = TransportOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class _Connection:
+    """What connecting found out; one per connected client."""
+
+    pool: ServerPool
+    topology: Topology
+    signature: Signature
+
+    @property
+    def group(self) -> Group:
+        return self.topology.group
+
+
+class CodedClient:
+    """Asks a coded group that Triton servers serve, and returns an answer for every original.
+
+    Use it as ``async with CodedClient([...]) as client``, or call `connect` and `close`. One client serves any
+    number of requests at the same time, within one event loop.
+
+    Args:
+        addresses: ``host:port`` of the servers' gRPC endpoints, in order of preference.
+        group: the group's name; needed when the servers serve several.
+        policy: when helping requests go out and when missing answers are decoded.
+        limits: bounds on waiting and on abandoned calls.
+        transport: TLS, headers, compression and channel arguments.
+        make_transport: makes the transport for an address.
+
+    Raises:
+        DiscoveryError: if an address is not ``host:port``, or none is given.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        group: str | None = None,
+        policy: Policy = _POLICY,
+        limits: Limits = _LIMITS,
+        transport: TransportOptions = _TRANSPORT,
+        make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
+    ) -> None:
+        self._addresses = _check_addresses(addresses)
+        self._group_name = group
+        self._policy = policy
+        self._limits = limits
+        self._make_transport = lambda address: make_transport(address, transport)
+        self._connection: _Connection | None = None
+
+    async def __aenter__(self) -> CodedClient:
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def group(self) -> Group:
+        """The group that was found: its members, code and measured quality."""
+        return self._connected.group
+
+    @property
+    def servers(self) -> Mapping[str, tuple[str, ...]]:
+        """Addresses by member, as found when connecting."""
+        return self._connected.topology.servers
+
+    @property
+    def server_versions(self) -> Mapping[str, str]:
+        """Server versions by address, of the servers that could be asked."""
+        return self._connected.pool.versions
+
+    async def connect(self) -> None:
+        """Find out what the servers serve; does nothing when connected.
+
+        Raises:
+            DiscoveryError: if they do not serve one whole, consistent group.
+            TransportError: if certificates or keys cannot be read.
+        """
+        if self._connection is not None:
+            return
+        pool = ServerPool(self._addresses, self._make_transport, self._limits)
+        try:
+            topology = await pool.discover(self._group_name)
+            self._connection = _Connection(pool, topology, Signature(topology.group, topology.max_batch_size))
+        except BaseException:
+            await pool.close()
+            raise
+
+    async def close(self) -> None:
+        """Wait a short time for calls under way (see `Limits`), then close the connections."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.pool.close()
+
+    async def infer(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        deadline: float | None = None,
+        wanted: Collection[str] | None = None,
+    ) -> Answers:
+        """Ask the group.
+
+        Cancelling the caller ends its wait at once.
+
+        Args:
+            inputs: one array per input of the group, each of shape (batch, ...).
+            deadline: seconds after which the request ends, decoded or failed; None to wait for as long as enough
+                servers may still answer.
+            wanted: names of the originals to answer for; all when not given.
+
+        Returns:
+            One answer per wanted original: its own if it came in time, else decoded from the others.
+
+        Raises:
+            RequestError: if the inputs, the deadline or a name do not fit; nothing has been sent then.
+            UndecodableError: if too few members answered in time, or too many failed for any to suffice.
+            ClientError: if the client is not connected.
+        """
+        started = asyncio.get_running_loop().time()
+        connection = self._connected
+        batch = connection.signature.check_request(inputs)
+        rows = _wanted_rows(connection.group, wanted)
+        gather = Gather(connection.group.code, rows, self._policy, started, started + _check_deadline(deadline))
+        connection.pool.look_up_suspects()
+        encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
+        fanout = Fanout(gather, connection.pool, connection.signature, encoded, batch)
+        try:
+            fanout.start()
+            outcome = await fanout.outcome
+        finally:
+            fanout.close()
+        if isinstance(outcome, Finish):
+            return answers(connection.group, fanout, outcome)
+        raise undecodable(connection.group, fanout, outcome.cause)
+
+    @property
+    def _connected(self) -> _Connection:
+        if self._connection is None:
+            raise ClientError("the client is not connected: use it inside `async with`, or await its connect()")
+        return self._connection
+
+
+def _check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(addresses, str) or not addresses:
+        raise DiscoveryError(f"the addresses are {addresses!r}; give a list with one 'host:port' per server")
+    for address in addresses:
+        if not re.fullmatch(r"[^/\s]+:\d+", address):
+            raise DiscoveryError(f"address {address!r} is not 'host:port'; give the gRPC port, 8001 by default")
+    return tuple(dict.fromkeys(addresses))
+
+
+def _check_deadline(deadline: float | None) -> float:
+    if deadline is None:
+        return math.inf
+    if not deadline > 0:
+        raise RequestError(f"the deadline is {deadline}; give a positive number of seconds, or None for no deadline")
+    return deadline
+
+
+def _wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]:
+    originals = [member.name for member in group.originals]
+    if wanted is None:
+        return tuple(range(len(originals)))
+    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(originals):
+        raise RequestError(f"wanted is {wanted!r}; give a list of one or more of {originals}")
+    return tuple(row for row, name in enumerate(originals) if name in wanted)

@@ -1,0 +1,142 @@
+"""One request on asyncio: carries out what the state machine in `gather` decides. No locks, no threads.
+
+One task per call that is sent, one timer, one future for the caller.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from coin_export.client.answer import Outputs
+from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
+from coin_export.client.pool import ServerPool
+from coin_export.client.server import Server, Task
+from coin_export.client.signature import Signature
+from coin_export.errors import TransportError
+
+
+class Fanout:
+    """A request under way.
+
+    Args:
+        gather: decides.
+        pool: chooses servers.
+        signature: the models' names; checks what comes back.
+        encoded: the inputs, as `Transport.encode` made them.
+        batch: the batch size of the inputs.
+
+    Attributes:
+        outcome: how the request ended; an exception that nobody foresaw is handed to the caller through it.
+        outputs: usable answers by row.
+        latency_s: seconds from the start to these answers, by row.
+        failures: why other members did not answer, by row.
+    """
+
+    def __init__(
+        self,
+        gather: Gather,
+        pool: ServerPool,
+        signature: Signature,
+        encoded: Any,
+        batch: int,
+    ) -> None:
+        self.outputs: dict[int, Outputs] = {}
+        self.latency_s: dict[int, float] = {}
+        self.failures: dict[int, str] = {}
+        self._gather = gather
+        self._pool = pool
+        self._signature = signature
+        self._encoded = encoded
+        self._batch = batch
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._calls: dict[int, tuple[Server, Task]] = {}
+        self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the request began."""
+        return self._loop.time() - self._gather.started
+
+    def start(self) -> None:
+        """Send the first calls."""
+        self._advance(lambda now: self._gather.start())
+
+    def close(self) -> None:
+        """Lose interest: release the calls that nobody waits for any more."""
+        self._set_timer(math.inf)
+        for server, task in self._calls.values():
+            server.release(task)
+
+    @property
+    def pending(self) -> dict[int, str]:
+        """Return the servers that were asked and have neither answered nor failed, by row."""
+        asked = {row: server.address for row, (server, _) in self._calls.items()}
+        return {row: address for row, address in asked.items() if row not in self.outputs and row not in self.failures}
+
+    def _advance(self, event: Callable[[float], list[Action]]) -> None:
+        """Tell the state machine of an event and carry out, in order, what it decides."""
+        if self.outcome.done():
+            return
+        try:
+            now = self._loop.time()
+            actions = deque(event(now))
+            while actions:
+                action = actions.popleft()
+                if isinstance(action, Send):
+                    actions.extend(self._send(action.rows, now))
+                elif isinstance(action, Wake):
+                    self._set_timer(action.at)
+                else:
+                    self.outcome.set_result(action)
+        except Exception as error:
+            # In a callback of the event loop it would be logged, and the caller would wait for ever.
+            self.outcome.set_exception(error)
+
+    def _send(self, rows: Sequence[int], now: float) -> list[Action]:
+        actions: list[Action] = []
+        for row in rows:
+            server = self._pool.route(row)
+            if server is None:
+                self.failures[row] = self._pool.why_no_route(row)
+                actions += self._gather.failed(row, now)
+            elif not self._gather.ended:
+                work = server.transport.infer(self._signature.members[row], self._encoded, self._signature.output_names)
+                self._calls[row] = server, server.call(work, partial(self._on_done, row))
+        return actions
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._advance, self._gather.woken)
+
+    def _on_done(self, row: int, task: Task) -> None:
+        self._advance(partial(self._receive, row, task))
+
+    def _receive(self, row: int, task: Task, now: float) -> list[Action]:
+        problem = self._take(row, task, now)
+        if not problem:
+            return self._gather.arrived(row, now)
+        self.failures[row] = problem
+        return self._gather.failed(row, now)
+
+    def _take(self, row: int, task: Task, now: float) -> str:
+        """Keep an answer; or say, if there is none that is usable, why not."""
+        if task.cancelled():
+            return "the call was cancelled"
+        error = task.exception()
+        if isinstance(error, TransportError):
+            return str(error)
+        outputs: Outputs = task.result()
+        accepted = next(iter(self.outputs.values()), None)
+        problem = self._signature.problem_with(outputs, self._batch, accepted)
+        if problem:
+            return f"server {self._calls[row][0].address}, model {self._signature.members[row]!r}: {problem}"
+        self.outputs[row] = outputs
+        self.latency_s[row] = now - self._gather.started
+        return ""

@@ -1,0 +1,65 @@
+"""How a request ends for its caller: the answers, or an error with all that is known about why there are none."""
+
+from __future__ import annotations
+
+from coin_export.client.answer import Answer, Answers, Source
+from coin_export.client.fanout import Fanout
+from coin_export.client.gather import Cause, Finish
+from coin_export.code.decode import decode
+from coin_export.code.manifest import Group
+from coin_export.errors import UndecodableError
+
+_CURE = {
+    Cause.DEADLINE: "allow more time, or see why these servers are slow",
+    Cause.TOO_FEW: "see to these servers",
+}
+
+
+def answers(group: Group, fanout: Fanout, finish: Finish) -> Answers:
+    """Return the direct answers as they came, and decode the others."""
+    found = {row: _direct(group, fanout, row) for row in finish.direct} | _decoded(group, fanout, finish)
+    return Answers({found[row].model: found[row] for row in sorted(found)})
+
+
+def undecodable(group: Group, fanout: Fanout, cause: Cause) -> UndecodableError:
+    """Make the error: it hands over what arrived, and says of every other member why it is missing."""
+    elapsed_s = fanout.elapsed_s
+    arrived = {group.members[row].name: _direct(group, fanout, row) for row in sorted(fanout.outputs)}
+    failures = {
+        member.name: fanout.failures.get(row) or _silence(fanout.pending.get(row), elapsed_s)
+        for row, member in enumerate(group.members)
+        if row not in fanout.outputs
+    }
+    message = (
+        f"group {group.name!r}: {cause.value} after {1e3 * elapsed_s:.0f} ms; "
+        f"arrived: {', '.join(arrived) or 'nothing'}; "
+        f"missing: {'; '.join(f'{name}: {reason}' for name, reason in failures.items())}; {_CURE[cause]}"
+    )
+    return UndecodableError(message, arrived=arrived, failures=failures, elapsed_s=elapsed_s)
+
+
+def _direct(group: Group, fanout: Fanout, row: int) -> Answer:
+    return Answer(group.members[row].name, fanout.outputs[row], Source.DIRECT, 0.0, None, fanout.latency_s[row])
+
+
+def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
+    decoding = finish.decoding
+    if decoding is None:
+        return {}
+    arrays = {
+        tensor.name: decode(decoding, [fanout.outputs[row][tensor.name] for row in decoding.sources])
+        for tensor in group.outputs
+    }
+    elapsed_s = fanout.elapsed_s
+    erased = [group.members[row].name for row in finish.erased]
+    found = {}
+    for index, (row, noise_gain) in enumerate(zip(decoding.wanted, decoding.noise_gain, strict=True)):
+        name = group.members[row].name
+        outputs = {output: decoded[index] for output, decoded in arrays.items()}
+        quality = group.expected_quality(erased, name)
+        found[row] = Answer(name, outputs, Source.DECODED, noise_gain, quality, elapsed_s)
+    return found
+
+
+def _silence(address: str | None, elapsed_s: float) -> str:
+    return "it was not asked" if address is None else f"server {address}: no answer after {1e3 * elapsed_s:.0f} ms"
