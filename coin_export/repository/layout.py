@@ -1,0 +1,245 @@
+"""Model repositories on disk: ``<repository>/<model>/config.pbtxt`` and ``<repository>/<model>/1/model.onnx``.
+
+Reading needs the base installation only. Writing replaces the repository as a whole, or leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from coin_export.code.manifest import PARAMETER_KEY, Group
+from coin_export.errors import CoinExportError, RepositoryError
+from coin_export.repository.atomic import replacing
+from coin_export.repository.config import (
+    CONFIG_FILE,
+    config_text,
+    parse_config,
+    read_config,
+    read_manifest,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    from coin_export.repository.options import RepositoryOptions
+
+VERSION = "1"
+ONNX_FILE = "model.onnx"
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
+
+
+@dataclass(frozen=True, eq=False)
+class MemberFiles:
+    """One member of a group on disk.
+
+    Attributes:
+        name: the model's name, that of its folder.
+        config: its ``tritonclient.grpc.model_config_pb2.ModelConfig``.
+        onnx_path: its ONNX file.
+    """
+
+    name: str
+    config: Any
+    onnx_path: Path
+
+
+@dataclass(frozen=True, eq=False)
+class Repository:
+    """A model repository that holds at least one whole group.
+
+    Attributes:
+        path: its folder.
+        groups: the groups, by name.
+        members: the members of all groups, by model name.
+        foreign: names of the models that belong to no group.
+    """
+
+    path: Path
+    groups: tuple[Group, ...]
+    members: Mapping[str, MemberFiles]
+    foreign: tuple[str, ...]
+
+    def onnx_path(self, model: str) -> Path:
+        """Return the ONNX file of a member.
+
+        Raises:
+            RepositoryError: if no group has such a member.
+        """
+        if model not in self.members:
+            raise RepositoryError(f"{self.path}: no group here has a model {model!r}; there are {list(self.members)}")
+        return self.members[model].onnx_path
+
+
+def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path], options: RepositoryOptions) -> None:
+    """Write a group into a model repository, in place of an earlier build of the same group.
+
+    Everything else that the folder holds is carried over unchanged. A reader sees the repository as it was or as
+    it will be, nothing between; on any failure it stays as it was.
+
+    Args:
+        target: the repository's folder; made if it does not exist.
+        group: what every member's configuration says.
+        onnx_files: one ONNX file per member, by name; they are copied.
+        options: how the models are to be served.
+
+    Raises:
+        RepositoryError: if a name is unusable or taken by another model, the folder cannot be written, or another
+            build is writing it.
+    """
+    target = target.resolve()
+    _check_request(target, group, onnx_files)
+    configs = {name: config_text(group, name, options) for name in onnx_files}
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(target) as stage:
+            for path in _others(target, group):
+                _carry_over(path, stage / path.name)
+            for name, text in configs.items():
+                (stage / name / VERSION).mkdir(parents=True)
+                (stage / name / CONFIG_FILE).write_text(text, encoding="utf-8")
+                shutil.copyfile(onnx_files[name], stage / name / VERSION / ONNX_FILE)
+    except OSError as error:
+        raise RepositoryError(
+            f"{target}: the model repository cannot be written: {error}; it is as it was before. Check the free "
+            "space and the permissions of its parent folder, or choose another folder"
+        ) from error
+
+
+def read_repository(path: Path) -> Repository:
+    """Read the groups of a model repository.
+
+    Raises:
+        RepositoryError: if there is no such folder, it holds no group, or a group is not whole: a member is
+            missing, lacks its ONNX file, or comes from another build.
+        ManifestError: if a member's description of its group is malformed.
+    """
+    groups: dict[str, Group] = {}
+    members: dict[str, MemberFiles] = {}
+    foreign = []
+    for folder in model_folders(path):
+        found = _read_member(folder)
+        if found is None:
+            foreign.append(folder.name)
+            continue
+        group, members[folder.name] = found
+        if groups.setdefault(group.name, group) != group:
+            raise RepositoryError(
+                f"{folder}: comes from another build of group {group.name!r} than the group's other models; "
+                "build the group again"
+            )
+    if not groups:
+        raise RepositoryError(f"{path}: holds no group, only the models {foreign}; build one with `coin-export build`")
+    for group in groups.values():
+        _check_whole(path, group, members)
+    return Repository(path, tuple(groups.values()), members, tuple(foreign))
+
+
+def model_folders(path: Path) -> list[Path]:
+    """Return the folders that Triton would take for models, by name.
+
+    Raises:
+        RepositoryError: if there is no such folder.
+    """
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise RepositoryError(f"{path}: not a folder that can be read: {error.strerror}; name a repository") from error
+
+
+def onnx_path(folder: Path) -> Path:
+    """Return where the ONNX file of the model in ``folder`` is."""
+    return folder / VERSION / ONNX_FILE
+
+
+def _read_member(folder: Path) -> tuple[Group, MemberFiles] | None:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    text = read_text(path)
+    if f'"{PARAMETER_KEY}"' not in text:
+        return None  # somebody else's model, which may use fields that are newer than our protobuf
+    config = parse_config(text, str(path))
+    manifest = read_manifest(config, str(path))
+    if manifest is None:
+        return None
+    group, member = manifest
+    if member != folder.name:
+        raise RepositoryError(f"{folder}: says that it is model {member!r}; rename the folder back, or build it again")
+    return group, MemberFiles(member, config, onnx_path(folder))
+
+
+def _check_whole(path: Path, group: Group, members: Mapping[str, MemberFiles]) -> None:
+    missing = [member.name for member in group.members if member.name not in members]
+    if missing:
+        raise RepositoryError(f"{path}: group {group.name!r} lacks its models {missing}; build the group again")
+    for member in group.members:
+        file = members[member.name].onnx_path
+        if not file.is_file():
+            raise RepositoryError(f"{file}: the model's ONNX file is missing; build group {group.name!r} again")
+
+
+def _check_request(target: Path, group: Group, onnx_files: Mapping[str, Path]) -> None:
+    names = [member.name for member in group.members]
+    if set(names) != set(onnx_files):
+        raise RepositoryError(f"group {group.name!r} has the models {names}, and ONNX files of {list(onnx_files)}")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise RepositoryError(
+                f"{name!r} cannot name a Triton model: use up to 200 letters, digits, '_', '-' and '.', and do not "
+                "begin with '-' or '.'"
+            )
+    if target.exists() and not target.is_dir():
+        raise RepositoryError(f"{target}: is a file; a model repository is a folder: choose another place")
+    if target.is_dir() and not os.access(target, os.W_OK):
+        raise RepositoryError(f"{target}: is read-only; change its permissions or choose another folder")
+    if target.is_mount():
+        raise RepositoryError(f"{target}: is a mount point, which cannot be replaced; choose a folder inside it")
+
+
+def _others(target: Path, group: Group) -> Iterable[Path]:
+    """Return what ``target`` holds beside models of ``group``.
+
+    Raises:
+        RepositoryError: if one of them has the name of a member.
+    """
+    others = []
+    for path in sorted(target.iterdir()) if target.exists() else ():
+        if _membership(path) == (group.name, path.name):
+            continue
+        if path.name in {member.name for member in group.members}:
+            raise RepositoryError(
+                f"{path}: is there already and not of group {group.name!r}; nothing was written. Give the model "
+                "another name, choose another folder, or remove this one"
+            )
+        others.append(path)
+    return others
+
+
+def _membership(path: Path) -> tuple[str, str] | None:
+    """Return which group, and which of its members, a folder says that it is; None if that cannot be told."""
+    if not (path / CONFIG_FILE).is_file():
+        return None
+    try:
+        manifest = read_manifest(read_config(path / CONFIG_FILE), str(path))
+    except CoinExportError:
+        return None
+    return (manifest[0].name, manifest[1]) if manifest else None
+
+
+def _carry_over(source: Path, destination: Path) -> None:
+    if source.is_dir() and not source.is_symlink():
+        shutil.copytree(source, destination, symlinks=True, copy_function=_link)
+    else:
+        _link(source, destination)
+
+
+def _link(source: str | Path, destination: str | Path) -> None:
+    try:
+        os.link(source, destination, follow_symlinks=False)
+    except OSError:  # a file system without hard links, or a kernel that protects the files of others
+        shutil.copy2(source, destination, follow_symlinks=False)
