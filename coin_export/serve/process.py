@@ -9,13 +9,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from coin_export.errors import ServeError, ServerStartError
 from coin_export.serve import runtime, supervisor
-from coin_export.serve.log import essential_errors
 from coin_export.serve.ports import Address
 from coin_export.serve.tritonserver import TritonInstallation
 
@@ -147,64 +145,59 @@ def launch(plan: ServerPlan) -> ServerProcess:
     Raises:
         ServerStartError: if that cannot be done.
     """
-    folder = Path(tempfile.mkdtemp(prefix=supervisor.ID_PREFIX))
-    try:
-        return _launch_in(folder, plan)
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ServerStartError(f"tritonserver cannot be launched: {error}") from error
-
-
-def _launch_in(folder: Path, plan: ServerPlan) -> ServerProcess:
     server_id = f"{supervisor.ID_PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    log_path = plan.log_path or folder / "server.log"
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    instructions = _instructions(folder, plan, server_id, log_path)
-    with log_path.open("ab") as sink:
-        log = _Log(log_path, sink.tell())
-        # By path, isolated and without site-packages: nothing in this process's environment can break it.
-        supervising = subprocess.Popen(
-            [sys.executable, "-I", "-S", supervisor.__file__],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=sink,
-            start_new_session=True,
-        )
-    pid = _hand_over(supervising, instructions)
-    if pid is None:
-        supervising.communicate()
+    layout = runtime.plan_layout(server_id, plan.installation, plan.repository)
+    log_path = plan.log_path or layout.folder / "server.log"
+    log_start = log_path.stat().st_size if log_path.exists() else 0
+    # By path, isolated and without site-packages: nothing in this process's environment can break it.
+    supervising = subprocess.Popen(
+        [sys.executable, "-I", "-S", supervisor.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    _ask(supervising, _instructions(plan, layout, server_id, log_path).to_json(), expected="prepared")
+    # Opened before the server starts: if it fails, the log goes with its folder.
+    log = _Log(log_path, log_start)
+    try:
+        pid = _ask(supervising, "start\n", expected="pid")
+    except ServerStartError:
         log.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        raise ServerStartError("tritonserver cannot be launched: " + " ".join(essential_errors(log.read())))
-    return ServerProcess(supervising, pid, server_id, log, folder)
+        raise
+    return ServerProcess(supervising, int(pid), server_id, log, layout.folder)
 
 
-def _instructions(folder: Path, plan: ServerPlan, server_id: str, log_path: Path) -> supervisor.Launch:
+def _instructions(plan: ServerPlan, layout: runtime.Layout, server_id: str, log_path: Path) -> supervisor.Launch:
     return supervisor.Launch(
         command=runtime.command(
             plan.installation,
-            backends=runtime.assemble(folder, plan.installation),
-            repository=plan.repository,
+            layout,
             models=plan.models,
             address=plan.address,
             server_id=server_id,
             exit_timeout_s=_EXIT_TIMEOUT_S,
         ),
-        environment=runtime.environment(folder, plan.installation),
+        environment=runtime.environment(layout.folder, plan.installation),
         log=str(log_path),
-        runtime=str(folder),
+        runtime=str(layout.folder),
+        copies=layout.copies,
+        links=layout.links,
         shared_memory_prefix=server_id,
         parent=os.getpid(),
         grace_s=_GRACE_S,
     )
 
 
-def _hand_over(supervising: subprocess.Popen[bytes], instructions: supervisor.Launch) -> int | None:
-    """Give the supervisor its instructions and return the server's pid, or None if it failed."""
+def _ask(supervising: subprocess.Popen[bytes], line: str, *, expected: str) -> str:
+    """Send the supervisor a line and return what follows the expected word in its answer."""
     if supervising.stdin is None or supervising.stdout is None:
-        return None
+        raise ServerStartError("the server's supervisor was started without pipes")
     with contextlib.suppress(BrokenPipeError):
-        supervising.stdin.write(instructions.to_json().encode())
+        supervising.stdin.write(line.encode())
         supervising.stdin.flush()
-    line = supervising.stdout.readline()
-    return int(line) if line else None
+    word, _, rest = supervising.stdout.readline().decode(errors="replace").strip().partition(" ")
+    if word != expected:
+        supervising.communicate()
+        raise ServerStartError(f"tritonserver cannot be launched: {rest or 'its supervisor ended'}")
+    return rest

@@ -3,41 +3,69 @@
 from __future__ import annotations
 
 import os
-import shutil
+import re
 import sys
+import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from coin_export.serve.ports import Address
 from coin_export.serve.tritonserver import TritonInstallation
 
-STAND_IN_BACKENDS = Path(__file__).parent / "backends"
+STAND_IN = Path(__file__).parent / "backends" / "onnxruntime"
+
+# The Python backend starts its stub through a shell and does not quote the paths.
+_SAFE_PATH = re.compile(r"[\w./+@%:,=-]+", re.ASCII)
+_PLAIN_TEMPORARY_FOLDER = Path("/tmp")
 
 
-def assemble(folder: Path, installation: TritonInstallation) -> Path:
-    """Lay out the backends in ``folder`` and return the folder that tritonserver takes as its backend directory.
+@dataclass(frozen=True)
+class Layout:
+    """What goes into a server's own folder, and what the server is then told.
+
+    Attributes:
+        folder: the folder, which does not exist yet.
+        copies: executable files to copy there, by their place in it.
+        links: symbolic links to make there, by their place in it.
+        backends: the server's backend directory.
+        repository: the path by which the server sees the model repository.
+    """
+
+    folder: Path
+    copies: dict[str, str]
+    links: dict[str, str]
+    backends: Path
+    repository: Path
+
+
+def plan_layout(name: str, installation: TritonInstallation, repository: Path) -> Layout:
+    """Plan a temporary folder called ``name``.
 
     The backend's library is copied because tritonserver refuses a link that leaves the backend's folder.
     """
-    if installation.stub is None:
-        return installation.backends
-    backends = folder / "backends"
-    python, stand_in = backends / "python", backends / "onnxruntime"
-    _copy_files(installation.backends / "python", python)
-    shutil.copyfile(installation.stub, python / installation.stub.name)
-    (python / installation.stub.name).chmod(0o755)
-    _copy_files(STAND_IN_BACKENDS / "onnxruntime", stand_in)
+    temporary = Path(tempfile.gettempdir())
+    folder = (temporary if _is_safe(temporary) else _PLAIN_TEMPORARY_FOLDER) / name
+    copies, links = {}, {}
+    if not _is_safe(repository):
+        links["models"] = str(repository)
+    if installation.stub is not None:
+        backend = [file for file in (installation.backends / "python").iterdir() if file.is_file()]
+        copies = {f"backends/python/{file.name}": str(file) for file in (*backend, installation.stub)}
+        copies |= {f"backends/onnxruntime/{file.name}": str(file) for file in STAND_IN.glob("*.py")}
     if installation.python_library is not None:
-        (folder / "lib").mkdir()
-        (folder / "lib" / installation.python_library.name).symlink_to(installation.python_library)
-    return backends
+        links[f"lib/{installation.python_library.name}"] = str(installation.python_library)
+    return Layout(
+        folder,
+        copies,
+        links,
+        backends=folder / "backends" if copies else installation.backends,
+        repository=folder / "models" if "models" in links else repository,
+    )
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    target.mkdir(parents=True)
-    for file in source.iterdir():
-        if file.is_file():
-            shutil.copyfile(file, target / file.name)
+def _is_safe(path: Path) -> bool:
+    return _SAFE_PATH.fullmatch(str(path)) is not None
 
 
 def environment(folder: Path, installation: TritonInstallation) -> dict[str, str]:
@@ -45,9 +73,11 @@ def environment(folder: Path, installation: TritonInstallation) -> dict[str, str
 
     The stub runs the ``python3`` that it finds on PATH, so this interpreter's folder comes first. Thread pools of
     numerical libraries are kept to one thread each unless the variables are set already: there is one Python
-    process per model instance, and what runs the model has its own setting in the model's configuration.
+    process per model instance, and what runs the model has its own setting in the model's configuration. ONNX Runtime
+    reports to its makers from release 1.29 on, unless told not to.
     """
-    result = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    defaults = {"OMP_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+    result = {**defaults, **os.environ, "PYTHONDONTWRITEBYTECODE": "1", "TMPDIR": str(folder)}
     result["PATH"] = _search_path(Path(sys.executable).parent, result.get("PATH"))
     if installation.uses_stand_in:
         result["LD_LIBRARY_PATH"] = _search_path(
@@ -64,9 +94,8 @@ def _search_path(*entries: Path | str | None) -> str:
 
 def command(
     installation: TritonInstallation,
+    layout: Layout,
     *,
-    backends: Path,
-    repository: Path,
     models: Sequence[str] | None,
     address: Address,
     server_id: str,
@@ -76,8 +105,8 @@ def command(
     arguments = [
         str(installation.binary),
         f"--id={server_id}",
-        f"--model-repository={repository}",
-        f"--backend-directory={backends}",
+        f"--model-repository={layout.repository}",
+        f"--backend-directory={layout.backends}",
         f"--backend-config=python,shm-region-prefix-name={server_id}",
         # The repository is served as it is written, as it must be everywhere else.
         "--disable-auto-complete-config",

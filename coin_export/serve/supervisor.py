@@ -1,7 +1,9 @@
 """A small process between a program and its tritonserver: whatever ends the program ends the server.
 
-It is run as a file, with a `Launch` as one line of JSON on its stdin, and answers with the server's pid as one line
-on its stdout. It imports the standard library only, so that it starts in milliseconds and from any environment.
+It is run as a file and imports the standard library only, so that it starts in milliseconds and from any environment.
+The program writes a `Launch` as one line of JSON to its stdin; it lays out the server's folder and answers
+``prepared``; after another line it starts the server and answers ``pid N``. Where that fails it answers ``error ...``.
+It makes the folder itself, so that a program killed at any moment leaves none.
 
 It ends the server when its stdin brings anything more or ends (the program asked, or is gone, even by SIGKILL), when
 its parent changes, or on SIGTERM. It ends what the server leaves behind when the server ends by itself: the Python
@@ -22,6 +24,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from io import RawIOBase
 from pathlib import Path
 
 ID_PREFIX = "coin-export-"  # of the names of servers, of their shared-memory files and of their folders
@@ -42,7 +45,9 @@ class Launch:
         command: the server's command line.
         environment: the server's whole environment.
         log: the file that the server's output is appended to.
-        runtime: a folder to remove at the end.
+        runtime: the folder to make for the server, and to remove at the end.
+        copies: executable copies to make in that folder, by their place in it.
+        links: symbolic links to make in that folder, by their place in it.
         shared_memory_prefix: files in ``/dev/shm`` with this prefix are removed at the end.
         parent: the pid of the program.
         grace_s: how long the server may take to end by itself.
@@ -52,6 +57,8 @@ class Launch:
     environment: dict[str, str]
     log: str
     runtime: str
+    copies: dict[str, str]
+    links: dict[str, str]
     shared_memory_prefix: str
     parent: int
     grace_s: float
@@ -61,29 +68,60 @@ class Launch:
         return json.dumps(asdict(self)) + "\n"
 
 
-def supervise(launch: Launch, lifeline: int, wakeup: int) -> int:
+def supervise(launch: Launch, lifeline: RawIOBase, wakeup: int) -> int:
     """Run the server until it ends or is no longer wanted, then clean up.
 
     Args:
         launch: what to run.
-        lifeline: a descriptor that becomes readable when the server is no longer wanted.
+        lifeline: a pipe from the program; one line on it starts the server, anything after that ends it.
         wakeup: a descriptor that becomes readable when a signal arrives.
 
     Returns:
-        The exit status described above.
+        The exit status described above, or 1 if the server cannot be started.
     """
     launched_at = time.time()
     try:
-        server = _start(launch)
+        Path(launch.runtime).mkdir(mode=0o700)
         try:
-            print(server.pid, flush=True)
-            asked = _wait(server.pid, launch.parent, lifeline, wakeup)
-            if asked:
-                _terminate(server.pid, launch.grace_s)
+            _prepare(launch)
+            _tell("prepared")
+            return _run(launch, lifeline, wakeup) if lifeline.readline() else 0
         finally:
-            _kill_group(server)
+            _remove_files(launch, launched_at)
+    except OSError as error:
+        _tell(f"error {error}")
+        return 1
+
+
+def _prepare(launch: Launch) -> None:
+    for make, files in ((_copy, launch.copies), (os.symlink, launch.links)):
+        for place, source in files.items():
+            target = Path(launch.runtime, place)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            make(source, target)
+    Path(launch.log).parent.mkdir(parents=True, exist_ok=True)
+    Path(launch.log).touch()
+
+
+def _copy(source: str, target: Path) -> None:
+    shutil.copyfile(source, target)
+    target.chmod(0o755)
+
+
+def _tell(line: str) -> None:
+    with contextlib.suppress(OSError):  # nobody may be there to read it
+        os.write(1, line.encode() + b"\n")
+
+
+def _run(launch: Launch, lifeline: RawIOBase, wakeup: int) -> int:
+    server = _start(launch)
+    try:
+        _tell(f"pid {server.pid}")
+        asked = _wait(server.pid, launch.parent, lifeline.fileno(), wakeup)
+        if asked:
+            _terminate(server.pid, launch.grace_s)
     finally:
-        _remove_files(launch, launched_at)
+        _kill_group(server)
     return 0 if asked else _exit_status(server.returncode)
 
 
@@ -204,12 +242,10 @@ def main() -> int:
     """Read a `Launch` from stdin and supervise it."""
     wakeup = _listen()
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
-    # Unbuffered: what follows the first line must stay in the pipe, where select sees it.
-    with open(0, "rb", buffering=0, closefd=False) as stdin:
-        line = stdin.readline()
-    if not line.endswith(b"\n"):
-        return 0
-    return supervise(Launch(**json.loads(line)), lifeline=0, wakeup=wakeup)
+    # Unbuffered: what follows a line must stay in the pipe, where select sees it.
+    with open(0, "rb", buffering=0, closefd=False) as lifeline:
+        line = lifeline.readline()
+        return supervise(Launch(**json.loads(line)), lifeline, wakeup) if line else 0
 
 
 if __name__ == "__main__":

@@ -72,7 +72,9 @@ class TritonPythonModel:
         for tensor in request.inputs():
             array = tensor.as_numpy()
             if array.dtype.kind in "OS":
-                array = np.array([item.decode() for item in array.ravel()], dtype=object).reshape(array.shape)
+                array = np.array(
+                    [item.decode(errors="surrogateescape") for item in array.ravel()], dtype=object
+                ).reshape(array.shape)
             feed[tensor.name()] = array.reshape(()) if tensor.name() in self._scalar_inputs else array
         return feed
 
