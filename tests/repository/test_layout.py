@@ -295,11 +295,11 @@ def unprivileged(tmp_path: Path) -> Iterator[None]:
     for parent, mode in zip(opened, modes, strict=True):
         parent.chmod(mode | 0o055)
     os.chown(tmp_path, 65534, 65534)
-    os.seteuid(65534)
+    os.setresuid(65534, 65534, 0)
     try:
         yield
     finally:
-        os.seteuid(0)
+        os.setresuid(0, 0, 0)
         for parent, mode in zip(opened, modes, strict=True):
             parent.chmod(mode)
 
