@@ -144,8 +144,12 @@ class ServerPool:
             self._set_down(server, str(error))
             return
         server.report = task.result()
-        if self._group is not None:
-            self._admit(server)
+        if self._group is None:  # still connecting
+            return
+        was_down = server.down
+        self._admit(server)
+        if was_down and not server.down:
+            logger.info("server %s is in use again", server.address, extra={"server": server.address})
 
     def _admit(self, server: Server) -> None:
         """Use a server that was looked up, if it serves the group that this client decodes."""
@@ -157,8 +161,6 @@ class ServerPool:
         elif any(item.group.generation != group.generation for item in served):
             self._set_down(server, f"it serves another build of group {group.name!r}; connect anew to use it")
         else:
-            if server.down and self._routes:
-                logger.info("server %s is in use", server.address, extra={"server": server.address})
             server.down = ""
             if report.ready:  # else it is still loading models, and is looked up again
                 self._suspects.discard(server)

@@ -1,0 +1,193 @@
+"""A loopback gRPC server that speaks Triton's protocol and misbehaves as scripted. The wire is real."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc  # type: ignore[import-untyped]  # grpcio ships no type information
+import numpy as np
+import numpy.typing as npt
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+from coin_export.code.linear import LinearCode
+from coin_export.code.manifest import PARAMETER_KEY, Group, Member, Quality, Tensor
+
+Reply = Callable[[npt.NDArray[np.float32], Any], Awaitable[Any]]
+
+CODE = LinearCode(((0.5, 0.5),))
+CLASSES = 3
+PIXELS = 4
+
+
+def make_group(code: LinearCode = CODE, name: str = "digits", salt: str = "") -> Group:
+    """Make a group whose members are linear maps, so that decoding is exact."""
+    names = [*"abcdefgh"[: code.k], *(f"coded_{index}" for index in range(code.m))]
+    members = tuple(
+        Member(member, "original" if row < code.k else "coded", tuple(code.generator[row]), f"sha256:{salt}{member}")
+        for row, member in enumerate(names)
+    )
+    quality = tuple(Quality((member,), member, 2.0, 0.1, 97.0) for member in names[: code.k])
+    tensors = (Tensor("input", "FP32", (PIXELS,)),), (Tensor("logits", "FP32", (CLASSES,)),)
+    return Group(name, "coin", "logits", *tensors, members, quality)
+
+
+def weights_of(group: Group, member: str) -> npt.NDArray[np.float32]:
+    """The linear map of a member, shape (PIXELS, CLASSES)."""
+    originals = np.random.default_rng(7).normal(size=(group.code.k, PIXELS, CLASSES))
+    row = [m.row for m in group.members if m.name == member][0]
+    return np.tensordot(np.asarray(row), originals, axes=1).astype(np.float32)
+
+
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]  # untyped base
+    """Serves some members of a group.
+
+    Attributes:
+        delay_s: before each answer.
+        hold: answers wait for it while it is cleared.
+        reply: makes the response instead of the model.
+        asked: number of inference requests that came in.
+        answered: number of inference requests that ran to their end.
+        cancelled: number of inference requests that the client cancelled.
+        headers: of the last inference request.
+        had_deadline: whether any request carried a gRPC deadline.
+        mute: no metadata call is answered.
+        max_batch_size: in every model's configuration.
+    """
+
+    def __init__(self, group: Group, members: Sequence[str], version: str = "2.51.0") -> None:
+        self.group = group
+        self.members = list(members)
+        self.version = version
+        self.max_batch_size = 8
+        self.is_ready = True
+        self.delay_s = 0.0
+        self.hold = asyncio.Event()
+        self.hold.set()
+        self.mute = False
+        self.reply: Reply | None = None
+        self.configs: dict[str, str] = {}
+        self.asked = self.answered = self.cancelled = self.metadata_calls = 0
+        self.headers: dict[str, str] = {}
+        self.had_deadline = False
+        self.port = 0
+        self._server: Any = None
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        """Listen; at the same port as before when started again."""
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Drop all connections."""
+        await self._server.stop(None)
+
+    async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        self.metadata_calls += 1
+        self.had_deadline |= context.time_remaining() is not None
+        while self.mute:
+            await asyncio.sleep(0.005)
+        return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
+
+    async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerReadyResponse(ready=self.is_ready)
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
+        index = service_pb2.RepositoryIndexResponse()
+        for member in self.members:
+            index.models.add(name=member, version="1", state="READY")
+        index.models.add(name="broken", version="1", state="UNAVAILABLE", reason="does not load")
+        return index
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelConfigResponse()
+        response.config.name = request.name
+        response.config.max_batch_size = self.max_batch_size
+        if request.name in self.configs:
+            response.config.parameters[PARAMETER_KEY].string_value = self.configs[request.name]
+        elif request.name in [member.name for member in self.group.members]:
+            response.config.parameters[PARAMETER_KEY].string_value = self.group.to_json(request.name)
+        return response
+
+    async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        self.asked += 1
+        self.headers = dict(context.invocation_metadata())
+        self.had_deadline |= context.time_remaining() is not None
+        try:
+            await asyncio.sleep(self.delay_s)
+            await self.hold.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        batch = np.frombuffer(request.raw_input_contents[0], np.float32).reshape(request.inputs[0].shape)
+        self.answered += 1
+        if self.reply is not None:
+            return await self.reply(batch, context)
+        return response_of(batch @ weights_of(self.group, request.model_name))
+
+
+def response_of(logits: npt.NDArray[Any], datatype: str = "FP32", name: str = "logits") -> Any:
+    """Make a response with one output."""
+    response = service_pb2.ModelInferResponse(model_name="m", model_version="1")
+    response.outputs.add(name=name, datatype=datatype, shape=logits.shape)
+    response.raw_output_contents.append(logits.tobytes())
+    return response
+
+
+def replying(response: Any) -> Reply:
+    """Answer always the same."""
+
+    async def reply(batch: npt.NDArray[np.float32], context: Any) -> Any:
+        return response
+
+    return reply
+
+
+def aborting(status: str, details: str) -> Reply:
+    """Fail always the same."""
+
+    async def reply(batch: npt.NDArray[np.float32], context: Any) -> Any:
+        await context.abort(getattr(grpc.StatusCode, status), details)
+
+    return reply
+
+
+@asynccontextmanager
+async def started(*servers: FakeTriton) -> AsyncIterator[list[str]]:
+    """Start servers and return their addresses; stop those that are still up at the end."""
+    for server in servers:
+        await server.start()
+    try:
+        yield [server.address for server in servers]
+    finally:
+        for server in servers:
+            server.hold.set()
+            server.mute = False
+            await server.stop()
+
+
+def one_each(group: Group, versions: Mapping[str, str] | None = None, version: str = "2.51.0") -> list[FakeTriton]:
+    """One server per member."""
+    return [FakeTriton(group, [member.name], (versions or {}).get(member.name, version)) for member in group.members]
+
+
+def edited(group: Group, member: str, **changes: Any) -> str:
+    """A member's description with some keys of the group changed."""
+    content = json.loads(group.to_json(member))
+    content["group"].update(changes)
+    return json.dumps(content)
+
+
+def renamed(group: Group, name: str) -> Group:
+    """The same members as another group."""
+    return replace(group, name=name)

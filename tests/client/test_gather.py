@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coin_export.client.gather import Cause, Finish, Gather, GiveUp, Send, Wake
+from coin_export.client.policy import AfterDelay, AfterGrace, AsSoonAsDecodable, AtDeadline, AtOnce, Policy
+from coin_export.code.decode import decode
+from coin_export.code.linear import LinearCode
+from tests.client.virtual import Fate, Run, run
+
+PAIR = LinearCode(((0.5, 0.5),))  # originals 0 and 1, coded model 2
+SOON = Policy(AtOnce(), AsSoonAsDecodable())
+NEVER = Fate(math.inf)
+
+
+def vandermonde(k: int, m: int) -> LinearCode:
+    """Positive rows of which any m survive any m erasures."""
+    return LinearCode.from_rows([[(1 + index) ** power for index in range(k)] for power in range(m)])
+
+
+def finish_of(found: Run | None) -> Finish:
+    assert found is not None and isinstance(found.outcome, Finish)
+    return found.outcome
+
+
+def ended(found: Run | None) -> float:
+    assert found is not None
+    return found.ended_at
+
+
+def test_both_originals_in_time_are_returned_directly_although_the_coded_answer_came_first() -> None:
+    found = run(PAIR, (0, 1), Policy(), [Fate(0.010), Fate(0.015), Fate(0.001)])
+    assert finish_of(found) == Finish((0, 1), None, ())
+    assert ended(found) == 0.015
+
+
+def test_a_straggler_is_decoded_after_the_grace() -> None:
+    policy = Policy(AtOnce(), AfterGrace(at_least_s=0.002, share=0.5))
+    found = run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.020)])
+    outcome = finish_of(found)
+    assert outcome.direct == (0,) and outcome.erased == (1,)
+    assert outcome.decoding is not None and outcome.decoding.wanted == (1,)
+    assert ended(found) == pytest.approx(0.030)
+
+
+def test_the_grace_has_a_least_length() -> None:
+    found = run(PAIR, (0, 1), Policy(AtOnce(), AfterGrace(0.002, 1.0)), [Fate(0.0001), NEVER, Fate(0.0001)])
+    assert ended(found) == pytest.approx(0.0021)
+
+
+def test_without_grace_a_straggler_is_decoded_at_once() -> None:
+    assert ended(run(PAIR, (0, 1), SOON, [Fate(0.010), Fate(0.021), Fate(0.020)])) == 0.020
+
+
+def test_an_original_that_fails_outright_is_decoded_without_waiting_for_the_grace() -> None:
+    fates = [Fate(0.010), Fate(0.001, fails=True), Fate(0.020)]
+    assert ended(run(PAIR, (0, 1), Policy(AtOnce(), AfterGrace(10.0, 1.0)), fates)) == 0.020
+    fates = [Fate(0.010), Fate(0.025, fails=True), Fate(0.020)]
+    assert ended(run(PAIR, (0, 1), Policy(AtOnce(), AfterGrace(10.0, 1.0)), fates)) == 0.025
+
+
+def test_the_grace_goes_on_for_another_original_that_may_still_answer() -> None:
+    code = vandermonde(3, 2)
+    fates = [Fate(0.001, fails=True), Fate(0.030), Fate(0.002), Fate(0.002), Fate(0.002)]
+    found = run(code, (0, 1, 2), Policy(AtOnce(), AfterGrace(1.0)), fates)
+    outcome = finish_of(found)
+    assert outcome.direct == (1, 2) and ended(found) == 0.030
+
+
+def test_the_deadline_cuts_the_grace_short() -> None:
+    found = run(PAIR, (0, 1), Policy(AtOnce(), AfterGrace(5.0)), [Fate(0.01), NEVER, Fate(0.01)], deadline=0.05)
+    assert finish_of(found).direct == (0,) and ended(found) == 0.05
+
+
+def test_at_deadline_waits_for_the_direct_answer_until_the_deadline() -> None:
+    policy = Policy(AtOnce(), AtDeadline())
+    assert ended(run(PAIR, (0, 1), policy, [Fate(0.01), NEVER, Fate(0.01)], deadline=0.5)) == 0.5
+    late = run(PAIR, (0, 1), policy, [Fate(0.01), Fate(0.4), Fate(0.01)], deadline=0.5)
+    assert finish_of(late).direct == (0, 1)
+
+
+def test_too_few_answers_by_the_deadline_give_up_at_the_deadline() -> None:
+    found = run(PAIR, (0, 1), Policy(), [Fate(0.01), NEVER, NEVER], deadline=0.05)
+    assert found is not None and found.outcome == GiveUp(Cause.DEADLINE) and found.ended_at == 0.05
+
+
+def test_too_many_failures_give_up_at_once_and_not_at_the_deadline() -> None:
+    fates = [NEVER, Fate(0.010, fails=True), Fate(0.020, fails=True)]
+    found = run(PAIR, (0, 1), Policy(), fates, deadline=5.0)
+    assert found is not None and found.outcome == GiveUp(Cause.TOO_FEW) and found.ended_at == 0.020
+
+
+def test_a_failed_coded_model_does_not_end_a_request_that_originals_can_answer() -> None:
+    found = run(PAIR, (0, 1), Policy(), [Fate(0.01), Fate(0.02), Fate(0.001, fails=True)])
+    assert finish_of(found).direct == (0, 1)
+
+
+def test_held_back_members_are_not_asked_when_the_originals_are_in_time() -> None:
+    found = run(PAIR, (0, 1), Policy(AfterDelay(0.006)), [Fate(0.002), Fate(0.003), Fate(0.001)])
+    assert found is not None and set(found.sent_at) == {0, 1}
+
+
+def test_held_back_members_are_asked_after_the_delay() -> None:
+    found = run(PAIR, (0, 1), Policy(AfterDelay(0.006)), [Fate(0.002), NEVER, Fate(0.001)])
+    assert found is not None and found.sent_at[2] == 0.006
+    assert finish_of(found).erased == (1,)
+
+
+def test_held_back_members_are_asked_at_once_when_an_original_fails() -> None:
+    found = run(PAIR, (0, 1), Policy(AfterDelay(0.006)), [Fate(0.002), Fate(0.001, fails=True), Fate(0.001)])
+    assert found is not None and found.sent_at[2] == 0.001 and found.ended_at == 0.002
+
+
+def test_originals_that_are_not_wanted_are_held_back_with_the_coded_models() -> None:
+    found = run(PAIR, (1,), Policy(AfterDelay(0.006), AsSoonAsDecodable()), [Fate(0.002), NEVER, Fate(0.003)])
+    assert found is not None and found.sent_at == {1: 0.0, 0: 0.006, 2: 0.006}
+    outcome = finish_of(found)
+    assert outcome.direct == () and outcome.decoding is not None and outcome.decoding.wanted == (1,)
+
+
+def test_a_wake_up_that_comes_too_early_is_asked_for_again() -> None:
+    gather = Gather(PAIR, (0, 1), Policy(), 0.0, 1.0)
+    assert gather.start() == [Send((0, 1, 2)), Wake(1.0)]
+    assert gather.woken(0.999) == [Wake(1.0)]
+    assert gather.woken(1.0) == [GiveUp(Cause.DEADLINE)]
+
+
+def test_nothing_is_repeated_while_nothing_changes() -> None:
+    gather = Gather(vandermonde(4, 2), range(4), Policy(), 0.0, 1.0)
+    gather.start()
+    assert gather.arrived(0, 0.1) == [] and gather.arrived(4, 0.2) == [] and gather.failed(1, 0.3) == []
+
+
+codes = st.sampled_from([PAIR, vandermonde(2, 2), vandermonde(3, 1), vandermonde(3, 2), vandermonde(5, 3)])
+times = st.sampled_from([0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.021, math.inf]) | st.floats(0, 1)
+fates = st.builds(Fate, times, st.booleans())
+coded_timings = st.just(AtOnce()) | st.builds(AfterDelay, st.sampled_from([0.0, 0.002, 0.05]))
+decode_timings = st.sampled_from([AsSoonAsDecodable(), AtDeadline(), AfterGrace(), AfterGrace(0.0, 0.0)])
+policies = st.builds(Policy, coded_timings, decode_timings)
+
+
+@st.composite
+def requests(draw: st.DrawFn) -> tuple[LinearCode, tuple[int, ...], Policy, list[Fate], float]:
+    code = draw(codes)
+    wanted = draw(st.just(list(range(code.k))) | st.lists(st.integers(0, code.k - 1), min_size=1, unique=True))
+    scripted = draw(st.lists(fates, min_size=code.n, max_size=code.n))
+    deadline = draw(st.sampled_from([0.004, 0.1, 2.0, math.inf]))
+    return code, tuple(sorted(wanted)), draw(policies), scripted, deadline
+
+
+@given(requests())
+def test_every_request_ends_once_and_for_a_reason(
+    request: tuple[LinearCode, tuple[int, ...], Policy, list[Fate], float],
+) -> None:
+    code, wanted, policy, scripted, deadline = request
+    found = run(code, wanted, policy, scripted, deadline=deadline)
+    if found is None:
+        # Only a request without a deadline may wait for ever, and only for a member that might still help.
+        assert deadline == math.inf and any(fate.after == math.inf for fate in scripted)
+        return
+    assert found.late_actions == []
+    assert found.ended_at <= deadline
+    assert set(found.arrived_at) <= set(found.sent_at)
+    if isinstance(found.outcome, Finish):
+        check_finish(code, wanted, found, found.outcome)
+        check_time(code, wanted, policy, found, found.outcome, deadline)
+    elif found.outcome.cause is Cause.DEADLINE:
+        assert found.ended_at == deadline and not code.decodable(found.arrived_at, wanted)
+    else:
+        assert not code.decodable([row for row in range(code.n) if row not in found.failed_at], wanted)
+
+
+def check_finish(code: LinearCode, wanted: tuple[int, ...], found: Run, outcome: Finish) -> None:
+    """Direct where it arrived, decoded where not, and equal to the full system's solution."""
+    arrived = found.arrived_at
+    assert outcome.direct == tuple(row for row in wanted if row in arrived)
+    truth = np.random.default_rng(0).normal(size=(code.k, 7))
+    outputs = code.generator @ truth
+    if outcome.decoding is None:
+        assert outcome.direct == wanted
+        return
+    assert set(outcome.decoding.sources) <= set(arrived)
+    assert set(outcome.direct) | set(outcome.decoding.wanted) == set(wanted)
+    assert set(outcome.erased) == set(range(code.k)) - set(arrived)
+    if len(wanted) == code.k:
+        assert len(arrived) >= code.k
+    decoded = decode(outcome.decoding, [outputs[row] for row in outcome.decoding.sources])
+    rows = sorted(arrived)
+    reference = np.linalg.lstsq(code.generator[rows], outputs[rows], rcond=None)[0]
+    for row, values in zip(outcome.decoding.wanted, decoded, strict=True):
+        np.testing.assert_allclose(values, reference[row], atol=1e-6)
+        np.testing.assert_allclose(values, truth[row], atol=1e-6)
+
+
+def check_time(
+    code: LinearCode, wanted: tuple[int, ...], policy: Policy, found: Run, outcome: Finish, deadline: float
+) -> None:
+    """A direct finish is not delayed; a decoded one comes when the policy says, unless nothing is left to wait for."""
+    if outcome.decoding is None:
+        assert found.ended_at == max(found.arrived_at[row] for row in wanted)
+        return
+    order = sorted(found.arrived_at, key=lambda row: found.arrived_at[row])
+    decodable = next(
+        found.arrived_at[order[count - 1]]
+        for count in range(1, len(order) + 1)
+        if code.decodable([row for row in order if found.arrived_at[row] <= found.arrived_at[order[count - 1]]], wanted)
+    )
+    due = min(policy.decode.decode_at(0.0, decodable), deadline)
+    settled = max((found.arrived_at | found.failed_at).get(row, math.inf) for row in wanted)
+    assert found.ended_at == min(due, max(decodable, settled))

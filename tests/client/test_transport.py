@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from coin_export.client import TransportOptions
+from coin_export.client.transport import GrpcTransport
+from coin_export.errors import TransportError, UserError
+from tests.client.fake_triton import PIXELS, FakeTriton, aborting, make_group, started, weights_of
+
+GROUP = make_group()
+BATCH = np.ones((1, PIXELS), np.float32)
+
+
+async def test_an_answer_comes_as_arrays_by_name() -> None:
+    async with started(FakeTriton(GROUP, ["a"])) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        encoded = transport.encode({"input": BATCH}, {"input": "FP32"})
+        outputs = await transport.infer("a", encoded, ["logits", "missing"])
+        assert list(outputs) == ["logits"]
+        np.testing.assert_array_equal(outputs["logits"], BATCH @ weights_of(GROUP, "a"))
+        assert await transport.ready()
+        assert await transport.model_index() == ["a"]
+        await transport.close()
+
+
+@pytest.mark.parametrize("compression", ["gzip", "deflate"])
+async def test_headers_and_compression_pass_through(compression: Any) -> None:
+    server = FakeTriton(GROUP, ["a"])
+    async with started(server) as (address,):
+        options = TransportOptions(headers={"authorization": "Bearer secret"}, compression=compression)
+        transport = GrpcTransport(address, options)
+        await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+        await transport.close()
+    assert server.headers["authorization"] == "Bearer secret"
+    assert "secret" not in repr(options)
+
+
+async def test_channel_arguments_pass_through() -> None:
+    async with started(FakeTriton(GROUP, ["a"])) as (address,):
+        transport = GrpcTransport(address, TransportOptions(channel_args={"grpc.max_send_message_length": 8}))
+        with pytest.raises(TransportError, match="RESOURCE_EXHAUSTED"):
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+        await transport.close()
+
+
+async def test_errors_name_server_model_and_cause() -> None:
+    server = FakeTriton(GROUP, ["a"])
+    server.reply = aborting("INVALID_ARGUMENT", "unexpected shape")
+    async with started(server) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        with pytest.raises(TransportError) as caught:
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+        assert str(caught.value) == f"server {address}, model 'a': INVALID_ARGUMENT: unexpected shape"
+        assert caught.value.address == address
+        await transport.close()
+        with pytest.raises(TransportError, match=r"UsageError: Channel is closed"):
+            await transport.ready()
+
+
+async def test_certificates_that_cannot_be_read_are_reported(tmp_path: Path) -> None:
+    missing = TransportOptions(ssl=True, root_certificates=str(tmp_path / "missing.pem"))
+    with pytest.raises(TransportError, match=r"the channel cannot be made: .*missing\.pem"):
+        GrpcTransport("127.0.0.1:1", missing)
+
+
+async def test_a_server_is_not_cancelled_while_its_version_is_unknown() -> None:
+    server = FakeTriton(GROUP, ["a"], version="2.60.0")
+    async with started(server) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        assert transport.version is None and not transport.may_cancel
+        assert await transport.server_metadata() == "2.60.0"
+        assert transport.version == "2.60.0" and transport.may_cancel
+        server.reply = aborting("UNAVAILABLE", "shutting down")
+        with pytest.raises(TransportError, match="shutting down"):
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+        assert transport.version is None and not transport.may_cancel
+        await transport.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"headers": {"Bad Name": "x"}}, "header 'Bad Name'"),
+        ({"headers": {"name": 1}}, "header 'name'"),
+        ({"compression": "zstd"}, "compression 'zstd' is unknown"),
+    ],
+)
+def test_options_are_checked(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TransportOptions(**options)
