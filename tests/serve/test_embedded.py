@@ -4,8 +4,6 @@ import http.client
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -30,18 +28,6 @@ from coin_export.serve.health import is_ready
 from coin_export.serve.ports import Address, Ports, choose_ports
 
 pytestmark = pytest.mark.e2e
-
-PROGRAM = """
-import sys, time
-from pathlib import Path
-from coin_export.serve.embedded import EmbeddedServer
-
-server = EmbeddedServer(Path(sys.argv[1]))
-print("starting", flush=True)
-with server:
-    print(server.pid, flush=True)
-    time.sleep(99)
-"""
 
 
 def get(address: str, path: str, timeout: float = 10.0) -> bytes:
@@ -98,62 +84,6 @@ def test_a_server_killed_by_somebody_else_leaves_nothing(
     assert not server.is_alive() and not list(temporary.iterdir())
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_with_its_program(
-    repository: Path, temporary: Path, remains_of: Callable[[int], Any], end: signal.Signals
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(repository)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as program:
-        assert program.stdout is not None and program.stdout.readline() == "starting\n"
-        remains = remains_of(int(program.stdout.readline()))
-        # To the whole group, as a terminal's Ctrl-C does.
-        os.killpg(program.pid, end)
-        program.wait(30)
-    remains.wait_gone()
-    assert not list(temporary.iterdir())
-
-
-@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGINT])
-def test_a_program_that_ends_while_its_server_starts_leaves_nothing(
-    repository: Path, temporary: Path, end: signal.Signals
-) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(repository)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as program:
-        assert program.stdout is not None and program.stdout.readline() == "starting\n"
-        wait_for_a_file(temporary)
-        os.killpg(program.pid, end)
-        program.wait(30)
-    deadline = time.monotonic() + 30
-    while servers_of(program.pid) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not servers_of(program.pid)
-    assert not list(Path("/dev/shm").glob(f"coin-export-{program.pid}-*")) and not list(temporary.iterdir())
-
-
-def wait_for_a_file(folder: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not list(folder.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert list(folder.iterdir())
-
-
-def servers_of(program: int) -> list[psutil.Process]:
-    """The servers that a program, perhaps gone, has started, found by their ids."""
-    prefix = f"--id=coin-export-{program}-"
-    found = psutil.process_iter(["cmdline"])
-    return [process for process in found if any(word.startswith(prefix) for word in process.info["cmdline"] or ())]
-
-
 def test_a_suspended_server_hangs_and_goes_on(server: EmbeddedServer, remains_of: Callable[[int], Any]) -> None:
     remains = remains_of(server.pid)
     server.suspend()
@@ -196,6 +126,13 @@ def test_if_one_server_fails_none_is_left(repository: Path, temporary: Path) -> 
         with pytest.raises(PortInUseError, match=str(port)):
             start_all(servers)
     assert not any(server.is_alive() for server in servers) and not list(temporary.iterdir())
+
+
+def wait_for_a_file(folder: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not list(folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert list(folder.iterdir())
 
 
 @contextmanager
