@@ -1,3 +1,6 @@
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,6 +31,7 @@ from tests.export.networks import (
 )
 
 torch.set_num_threads(1)
+ROOT = Path(__file__).parents[2]
 DEFAULTS = ExportOptions()
 IDS = np.random.default_rng(0).integers(0, 20, size=(6, 5))
 MASK = np.tri(6, 5, dtype=np.bool_)
@@ -101,11 +105,24 @@ def test_options_that_triton_would_refuse_are_refused(fields: dict[str, object],
         ExportOptions.model_validate(fields)
 
 
-def test_the_same_module_gives_the_same_bytes_and_no_local_path(tmp_path: Path) -> None:
-    for name in ("first.onnx", "second.onnx"):
-        module, calibration, signature = convolutional()
-        export_onnx(module, signature, calibration, tmp_path / name, DEFAULTS)
-    assert file_digest(tmp_path / "first.onnx") == file_digest(tmp_path / "second.onnx")
+def test_the_same_module_gives_the_same_bytes_in_every_process_and_no_local_path(tmp_path: Path) -> None:
+    module, calibration, signature = convolutional()
+    export_onnx(module, signature, calibration, tmp_path / "first.onnx", DEFAULTS)
+    export_onnx(module, signature, calibration, tmp_path / "again.onnx", DEFAULTS)
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+from pathlib import Path
+from coin_export.export.onnx import export_onnx
+from coin_export.export.options import ExportOptions
+from tests.export.networks import convolutional
+module, calibration, signature = convolutional()
+export_onnx(module, signature, calibration, Path("elsewhere.onnx"), ExportOptions())
+"""
+    environment = {**os.environ, "PYTHONHASHSEED": "7"}
+    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, check=True)
+    digests = {file_digest(tmp_path / f"{name}.onnx") for name in ("first", "again", "elsewhere")}
+    assert len(digests) == 1
     content = (tmp_path / "first.onnx").read_bytes()
     for trace in (
         str(Path(__file__).parent),

@@ -67,3 +67,15 @@ def contents(folder: Path) -> dict[str, bytes | str | None]:
         )
         for path in folder.rglob("*")
     }
+
+
+def siblings(target: Path) -> list[str]:
+    return sorted(path.name for path in target.parent.iterdir())
+
+
+def next_build(tmp_path: Path) -> tuple[Group, dict[str, Path]]:
+    """A later build of the same group: other weights, and another coded model."""
+    folder = tmp_path / "later"
+    folder.mkdir(exist_ok=True)
+    group = make_group(folder, models=("a", "b", "d"), seed=10)
+    return group, files_of(folder, group)
