@@ -98,7 +98,7 @@ class BuildOptions(_Section):
         default=0.1, description="Share of the calibration inputs kept from the encoder, to measure decoded answers on."
     )
     cache: Path | None = Field(default=None, description="Folder in which statistics are kept between builds.")
-    seed: int = Field(default=0, ge=0, description="Seed of every random choice.")
+    seed: int = Field(default=0, ge=0, description="Seed of the choice of held-out calibration inputs.")
 
 
 class Recipe(BuildOptions):

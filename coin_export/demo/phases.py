@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from coin_export.client import CodedClient, Source
+from coin_export.code.decode import Array
 from coin_export.datasets.bundled import ImageSet
 from coin_export.errors import ClientError
 
@@ -90,7 +91,7 @@ async def run_phase(
     return result
 
 
-def _interleaved(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, np.ndarray, int]]:
+def _interleaved(sets: Sequence[tuple[str, ImageSet]]) -> Iterator[tuple[str, Array, int]]:
     for index in range(max(len(images.test_labels) for _, images in sets)):
         for name, images in sets:
             if index < len(images.test_labels):

@@ -7,10 +7,10 @@ import copy
 import importlib.metadata
 import json
 import math
-import os
 import platform
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,15 +119,13 @@ def run_demo(repository: Path, artifacts: Path, console: Console) -> DemoResult:
         CoinExportError: when a stage fails; servers are stopped and nothing temporary stays behind.
     """
     begin = time.perf_counter()
-    torch.set_num_threads(max(1, os.cpu_count() or 1))
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         stages = _Stages(progress)
         with stages.stage("data", "Loading bundled images"):
             sets = {name: bundled.load(name) for name in bundled.NAMES}
         with stages.stage("train", "Training two networks from one start", total=EPOCHS * len(sets)) as step:
-            start = common_start(SEED)
-            models = {name: train(copy.deepcopy(start), images, EPOCHS, SEED, step) for name, images in sets.items()}
+            models = _train_side_by_side(sets, step)
         with stages.stage("build", "Building the coded model and the repository") as step:
             report = _build(models, sets, repository, step)
         phases, versions = _serve_and_ask(report, sets, artifacts, stages)
@@ -138,6 +136,18 @@ def run_demo(repository: Path, artifacts: Path, console: Console) -> DemoResult:
     artifacts.mkdir(parents=True, exist_ok=True)
     (artifacts / "demo.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     return result
+
+
+def _train_side_by_side(
+    sets: Mapping[str, bundled.ImageSet], on_epoch: Callable[[], object]
+) -> dict[str, torch.nn.Module]:
+    start = common_start(SEED)
+    with ThreadPoolExecutor() as threads:
+        jobs = {
+            name: threads.submit(train, copy.deepcopy(start), images, EPOCHS, SEED, on_epoch)
+            for name, images in sets.items()
+        }
+        return {name: job.result() for name, job in jobs.items()}
 
 
 def _build(

@@ -25,7 +25,11 @@ def common_start(seed: int) -> SmallCnn:
 def train(
     network: SmallCnn, images: ImageSet, epochs: int, seed: int, on_epoch: Callable[[], object] = lambda: None
 ) -> SmallCnn:
-    """Train ``network`` in place on the training part and return it in eval mode."""
+    """Train ``network`` in place on the training part and return it in eval mode.
+
+    One thread is enough for so small a network; several networks train side by side.
+    """
+    torch.set_num_threads(1)
     inputs, labels = torch.from_numpy(images.train_images), torch.from_numpy(images.train_labels)
     optimizer = torch.optim.Adam(network.parameters())
     steps = epochs * math.ceil(len(inputs) / BATCH_SIZE)
@@ -33,7 +37,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     network.train()
     for _ in range(epochs):
-        for index in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):
+        for index in torch.split(torch.randperm(len(inputs), generator=generator), BATCH_SIZE):
             optimizer.zero_grad()
             cross_entropy(network(inputs[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

@@ -17,7 +17,7 @@ from coin_export.code.manifest import Group, Member, Quality
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.encoding import EncodeCost, Encoding
-from coin_export.encode.registry import encode
+from coin_export.encode.registry import encode_rows
 from coin_export.errors import ModelError
 from coin_export.evaluate.report import group_json
 from coin_export.export.onnx import export_onnx
@@ -168,10 +168,8 @@ def _encode_all(
     group: str, originals: Sequence[Original], code: LinearCode, calibration: CalibrationInputs, options: BuildOptions
 ) -> dict[str, Encoding]:
     names = coded_names(group, code, [original.name for original in originals])
-    return {
-        name: encode(originals, row, calibration, options.encoder)
-        for name, row in zip(names, code.parities, strict=True)
-    }
+    encodings = encode_rows(originals, code.parities, calibration, options.encoder, options.cache)
+    return dict(zip(names, encodings, strict=True))
 
 
 def _export_all(

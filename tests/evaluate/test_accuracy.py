@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from coin_export.code.linear import LinearCode
@@ -9,13 +10,14 @@ RANDOM = np.random.default_rng(0)
 ORIGINALS = RANDOM.normal(size=(3, 50, 4))
 
 
-def coded(noise: float) -> np.ndarray:
+def coded(noise: float) -> npt.NDArray[np.float64]:
     """The coded model's answers: the exact combination plus an error of the given size."""
-    exact: np.ndarray = np.einsum("k,kpc->pc", CODE.generator[3], ORIGINALS)
-    return exact + noise * np.random.default_rng(1).normal(size=exact.shape)
+    exact: npt.NDArray[np.float64] = np.einsum("k,kpc->pc", CODE.generator[3], ORIGINALS)
+    exact += noise * np.random.default_rng(1).normal(size=exact.shape)
+    return exact
 
 
-def members(noise: float) -> list[dict[str, np.ndarray]]:
+def members(noise: float) -> list[dict[str, npt.NDArray[np.float64]]]:
     return [{"logits": array} for array in [*ORIGINALS, coded(noise)]]
 
 
@@ -42,8 +44,8 @@ def test_degraded_accuracy_is_that_of_the_decoded_answers_on_the_originals_own_d
     labelled = {"a": LabelledOutputs(members(0.2), labels)}
     first, *others = measure(CODE, ["a", "b", "c"], members(0.2), labelled)
     decoded = decoded_outputs(CODE, members(0.2), [0], 0)["logits"]
+    assert first.degraded_accuracy is not None and 0 < first.degraded_accuracy < 100
     assert first.degraded_accuracy == pytest.approx(100 * np.mean(decoded.argmax(axis=1) == labels))
-    assert 0 < first.degraded_accuracy < 100
     assert first.degraded_accuracy == pytest.approx(first.agreement)
     assert all(record.degraded_accuracy is None for record in others)
 
