@@ -66,8 +66,9 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
             _check_outputs(original, finite, points)
             totals = {name: totals[name] + square if totals else square for name, square in squares.items()}
     except RuntimeError as error:
+        hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
         raise ModelError(
-            f"model {original.name!r} cannot be differentiated on single calibration points: {error}"
+            f"model {original.name!r} cannot be differentiated on single calibration points: {error}{hint}"
         ) from error
     diagonal = {name: (total / len(calibration)).float() for name, total in totals.items()}
     faulty = [name for name, tensor in diagonal.items() if not bool(torch.isfinite(tensor).all())]

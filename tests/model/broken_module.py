@@ -1,0 +1,3 @@
+"""Fails when imported."""
+
+raise OSError("a library is missing")
