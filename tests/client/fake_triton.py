@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from coin_export.client import Answers, CodedClient
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import PARAMETER_KEY, Group, Member, Quality, Tensor
 
@@ -22,6 +23,7 @@ Reply = Callable[[npt.NDArray[np.float32], Any], Awaitable[Any]]
 CODE = LinearCode(((0.5, 0.5),))
 CLASSES = 3
 PIXELS = 4
+_PATIENCE = 5000  # far more than is ever needed; a test that would hang fails
 
 
 def make_group(code: LinearCode = CODE, name: str = "digits", salt: str = "") -> Group:
@@ -39,7 +41,7 @@ def make_group(code: LinearCode = CODE, name: str = "digits", salt: str = "") ->
 def weights_of(group: Group, member: str) -> npt.NDArray[np.float32]:
     """The linear map of a member, shape (PIXELS, CLASSES)."""
     originals = np.random.default_rng(7).normal(size=(group.code.k, PIXELS, CLASSES))
-    row = [m.row for m in group.members if m.name == member][0]
+    row = next(m.row for m in group.members if m.name == member)
     return np.tensordot(np.asarray(row), originals, axes=1).astype(np.float32)
 
 
@@ -55,7 +57,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         cancelled: number of inference requests that the client cancelled.
         headers: of the last inference request.
         had_deadline: whether any request carried a gRPC deadline.
-        mute: no metadata call is answered.
+        metadata_hold: calls for metadata wait for it while it is cleared.
         max_batch_size: in every model's configuration.
     """
 
@@ -68,7 +70,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.delay_s = 0.0
         self.hold = asyncio.Event()
         self.hold.set()
-        self.mute = False
+        self.metadata_hold = asyncio.Event()
+        self.metadata_hold.set()
         self.reply: Reply | None = None
         self.configs: dict[str, str] = {}
         self.asked = self.answered = self.cancelled = self.metadata_calls = 0
@@ -95,8 +98,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     async def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         self.metadata_calls += 1
         self.had_deadline |= context.time_remaining() is not None
-        while self.mute:
-            await asyncio.sleep(0.005)
+        await self.metadata_hold.wait()
         return service_pb2.ServerMetadataResponse(name="triton", version=self.version)
 
     async def ServerReady(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -172,8 +174,27 @@ async def started(*servers: FakeTriton) -> AsyncIterator[list[str]]:
     finally:
         for server in servers:
             server.hold.set()
-            server.mute = False
+            server.metadata_hold.set()
             await server.stop()
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    """Wait until something that another task or a server does has happened."""
+    for _ in range(_PATIENCE):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    raise AssertionError("waited in vain")
+
+
+async def ask_until(client: CodedClient, condition: Callable[[Answers], bool]) -> None:
+    """Ask until the answers, or anything else, are as expected."""
+    inputs = {"input": np.ones((1, PIXELS), np.float32)}
+    for _ in range(_PATIENCE):
+        if condition(await client.infer(inputs, deadline=60.0)):
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("asked in vain")
 
 
 def one_each(group: Group, versions: Mapping[str, str] | None = None, version: str = "2.51.0") -> list[FakeTriton]:

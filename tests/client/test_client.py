@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from tests.client.fake_triton import (
     FakeTriton,
     Reply,
     aborting,
+    ask_until,
     make_group,
     one_each,
     replying,
@@ -44,11 +44,6 @@ PATIENT = Policy(decode=AfterGrace(at_least_s=30.0))
 
 def truth(member: str) -> npt.NDArray[np.float32]:
     return BATCH @ weights_of(GROUP, member)
-
-
-async def eventually(condition: Callable[[], bool]) -> None:
-    while not condition():
-        await asyncio.sleep(0.002)
 
 
 async def test_healthy_servers_answer_directly() -> None:
@@ -243,11 +238,9 @@ async def test_a_server_that_died_and_came_back_is_used_again(caplog: pytest.Log
     servers = one_each(GROUP)
     async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
         await servers[0].stop()
-        while (await client.infer({"input": BATCH}, deadline=60))["a"].source is Source.DIRECT:
-            await asyncio.sleep(0.01)
+        await ask_until(client, lambda answers: answers["a"].source is Source.DECODED)
         await servers[0].start()
-        while (await client.infer({"input": BATCH}, deadline=60))["a"].source is Source.DECODED:
-            await asyncio.sleep(0.01)
+        await ask_until(client, lambda answers: answers["a"].source is Source.DIRECT)
     assert f"server {addresses[0]} counts as down" in caplog.text
     assert f"server {addresses[0]} is in use again" in caplog.text
     assert all(getattr(record, "server", None) == addresses[0] for record in caplog.records)
@@ -261,26 +254,21 @@ async def test_a_server_that_comes_back_with_another_build_is_not_decoded_with_t
         servers[0].group = make_group(salt="new")
         looked_up = servers[0].metadata_calls
         await servers[0].start()
-        while servers[0].metadata_calls < looked_up + 3:
-            await client.infer({"input": BATCH})
-            await asyncio.sleep(0.01)
+        await ask_until(client, lambda _: servers[0].metadata_calls >= looked_up + 3)
         servers[1].reply = aborting("INTERNAL", "out of memory")
         with pytest.raises(UndecodableError, match="serves another build of group 'digits'; connect anew"):
             await client.infer({"input": BATCH})
 
 
-async def test_a_dead_server_costs_look_ups_and_not_a_call_per_request() -> None:
+async def test_a_dead_server_costs_look_ups_and_not_a_call_per_request(caplog: pytest.LogCaptureFixture) -> None:
     servers = one_each(GROUP)
-    async with started(*servers) as addresses:
-        async with CodedClient(addresses, limits=replace(QUICK, lookup_interval_s=3600), policy=PATIENT) as client:
-            await servers[0].stop()
-            while (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT:
-                await asyncio.sleep(0.01)
-            await servers[0].start()
-            asked = servers[0].asked
-            for _ in range(20):
-                await client.infer({"input": BATCH})
-            assert servers[0].asked <= asked + 1
+    async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
+        await servers[0].stop()
+        await ask_until(client, lambda _: "counts as down" in caplog.text)
+        servers[1].reply = aborting("INTERNAL", "out of memory")
+        with pytest.raises(UndecodableError) as caught:
+            await client.infer({"input": BATCH})
+        assert "metadata: UNAVAILABLE" in caught.value.failures["a"]  # the look-up's failure: it was not asked again
 
 
 async def test_a_full_queue_does_not_put_a_server_out_of_use() -> None:
@@ -299,8 +287,7 @@ async def test_several_servers_of_one_member_stand_in_for_each_other() -> None:
         await client.infer({"input": BATCH})
         assert servers[0].asked == 1 and servers[3].asked == 0
         await servers[0].stop()
-        while servers[3].asked == 0:
-            await client.infer({"input": BATCH})
+        await ask_until(client, lambda _: servers[3].asked > 0)
         assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
 
 

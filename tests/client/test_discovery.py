@@ -12,8 +12,17 @@ from coin_export.client import AfterGrace, CodedClient, Limits, Policy, Source
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group
 from coin_export.errors import DiscoveryError
-from tests.client.fake_triton import PIXELS, FakeTriton, edited, make_group, one_each, renamed, started
-from tests.client.test_client import eventually
+from tests.client.fake_triton import (
+    PIXELS,
+    FakeTriton,
+    ask_until,
+    edited,
+    eventually,
+    make_group,
+    one_each,
+    renamed,
+    started,
+)
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -59,7 +68,7 @@ def test_addresses_are_checked(addresses: list[str], message: str) -> None:
 
 async def test_no_server_reachable_lists_each_with_its_cause() -> None:
     mute = FakeTriton(GROUP, ["a"])
-    mute.mute = True
+    mute.metadata_hold.clear()
     refused = refused_address()
     async with started(mute) as (silent,):
         with pytest.raises(DiscoveryError, match="none of the 2 servers could be asked") as caught:
@@ -70,13 +79,12 @@ async def test_no_server_reachable_lists_each_with_its_cause() -> None:
 
 async def test_a_server_that_never_answers_is_neither_waited_for_nor_given_a_deadline() -> None:
     servers = one_each(GROUP)
-    servers[1].mute = True
+    servers[1].metadata_hold.clear()
     async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK) as client:
         assert (await client.infer({"input": BATCH}))["b"].source is Source.DECODED
         assert not servers[1].had_deadline
-        servers[1].mute = False  # the answer that was abandoned comes late, and counts
-        while (await client.infer({"input": BATCH}))["b"].source is Source.DECODED:
-            await asyncio.sleep(0.01)
+        servers[1].metadata_hold.set()  # the answer that was abandoned comes late, and counts
+        await ask_until(client, lambda answers: answers["b"].source is Source.DIRECT)
         assert servers[1].metadata_calls == 1
 
 
@@ -125,9 +133,7 @@ async def test_an_unreachable_server_is_tolerated_and_used_once_it_is_there(capl
             assert "model coded_0 is served by none of the servers reached" in caplog.text
             assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
             async with started(servers[2]):
-                while servers[2].asked == 0:
-                    await client.infer({"input": BATCH})
-                    await asyncio.sleep(0.01)
+                await ask_until(client, lambda _: servers[2].asked > 0)
 
 
 async def test_too_few_reachable_members_are_an_error() -> None:
@@ -143,8 +149,7 @@ async def test_a_server_that_still_loads_is_looked_up_again() -> None:
     async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
         assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
         servers[0].is_ready, servers[0].members = True, ["a"]
-        while (await client.infer({"input": BATCH}))["a"].source is Source.DECODED:
-            await asyncio.sleep(0.01)
+        await ask_until(client, lambda answers: answers["a"].source is Source.DIRECT)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,7 @@ async def test_the_smallest_batch_limit_holds() -> None:
 
 async def test_a_cancelled_connect_leaves_nothing_behind() -> None:
     server = FakeTriton(GROUP, ["a"])
-    server.mute = True
+    server.metadata_hold.clear()
     async with started(server) as addresses:
         client = CodedClient(addresses, limits=Limits(close_s=0.01))
         connecting = asyncio.create_task(client.connect())
@@ -200,7 +205,9 @@ async def test_a_group_with_more_coded_models_survives_as_many_unreachable_serve
     caplog.set_level(logging.WARNING)
     group = make_group(LinearCode.from_rows([[1, 1], [1, 2]]))
     async with started(*one_each(group)[2:]) as addresses:
-        async with CodedClient([refused_address(), refused_address(), *addresses], limits=QUICK) as client:
+        everybody = [refused_address(), refused_address(), *addresses]
+        async with CodedClient(everybody, limits=QUICK) as client:
             answers = await client.infer({"input": BATCH})
             assert [answer.source for answer in answers.values()] == [Source.DECODED, Source.DECODED]
             assert client.servers["a"] == ()
+    assert caplog.text.count("counts as down") == 2

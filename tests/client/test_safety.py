@@ -11,8 +11,7 @@ import pytest
 
 from coin_export.client import AfterGrace, AsSoonAsDecodable, CodedClient, Limits, Policy, Source
 from coin_export.errors import UndecodableError
-from tests.client.fake_triton import PIXELS, aborting, make_group, one_each, started
-from tests.client.test_client import eventually
+from tests.client.fake_triton import PIXELS, aborting, ask_until, eventually, make_group, one_each, started
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -68,8 +67,7 @@ async def test_abandoned_calls_are_bounded_and_the_server_is_used_again_when_the
         servers[1].reply = None
         servers[0].hold.set()
         await eventually(lambda: servers[0].answered == 3)
-        while servers[0].asked == 3:
-            await client.infer({"input": BATCH})
+        await ask_until(client, lambda _: servers[0].asked > 3)
     assert caplog.text.count("abandoned calls unanswered") == 1
 
 
