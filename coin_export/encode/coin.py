@@ -35,11 +35,11 @@ class CoinOptions(BaseModel):
     name: Literal["coin"] = Field(default="coin", description="Barycenter weighted by diagonal Fisher information.")
     fisher: FisherOptions = Field(default=FisherOptions(), description="Which Fisher information, how estimated.")
     damping: float = Field(
-        default=0.0,
+        default=0.1,
         ge=0,
         allow_inf_nan=False,
-        description="Added to every Fisher value, in units of the mean Fisher value of the originals. Larger is nearer "
-        "to the plain average; deep networks with BatchNorm want about 1.",
+        description="Added to every Fisher value, in units of the mean Fisher value of the originals. 0 is the plain "
+        "formula, larger is nearer to the plain average; deep networks with BatchNorm want about 1.",
     )
     normalization: Normalization = Field(
         default="none",

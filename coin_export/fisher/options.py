@@ -27,7 +27,7 @@ class FisherOptions(BaseModel):
         default=1, ge=1, description="Sign vectors or labels drawn for each point, one backward pass each."
     )
     batch_size: int = Field(
-        default=64, ge=1, description="Most points handled at once; changes speed and memory, not the result."
+        default=16, ge=1, description="Most points handled at once; changes speed and memory, not the result."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the sign vectors or labels.")
 
