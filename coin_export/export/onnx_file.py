@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,8 @@ def load_session(path: Path) -> Any:
         ExportError: if ONNX Runtime refuses the file.
         MissingDependencyError: if ONNX Runtime is not installed.
     """
+    # Since 1.29 the library reports its use to its vendor and leaves files behind unless this is set.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ModuleNotFoundError as error:

@@ -50,11 +50,12 @@ def config_text(group: Group, name: str, options: RepositoryOptions) -> str:
     config.instance_group.add(count=options.instance_count)
     if options.dynamic_batching and options.max_batch_size:
         config.dynamic_batching.max_queue_delay_microseconds = options.max_queue_delay_us
-        # Triton lets a request's own timeout shorten the default one, never replace a missing one.
-        policy = config.dynamic_batching.default_queue_policy
-        policy.default_timeout_microseconds = options.queue_timeout_us
-        policy.allow_timeout_override = True
-        policy.max_queue_size = options.max_queue_size
+        if options.queue_timeout_us or options.max_queue_size:
+            # Triton lets a request's own timeout shorten the default one, never replace a missing one.
+            policy = config.dynamic_batching.default_queue_policy
+            policy.default_timeout_microseconds = options.queue_timeout_us
+            policy.allow_timeout_override = True
+            policy.max_queue_size = options.max_queue_size
     config.metric_tags.update({"group": group.name, "role": member.role})
     config.parameters[THREADS_KEY].string_value = str(options.intra_op_threads)
     config.parameters[PARAMETER_KEY].string_value = group.to_json(name)

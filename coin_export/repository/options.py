@@ -9,8 +9,11 @@ class RepositoryOptions(BaseModel):
     """Serving settings, the same for every model of a group.
 
     Dynamic batching is on and waits for nobody: a request that finds the model idle runs at once, and those that
-    queued up behind a busy one run together, so a queue empties sooner and the tail gets shorter. It is also what
-    makes Triton drop requests that have waited too long: without it, queues have no policy.
+    queued up behind a busy one run together, so a queue empties sooner and the tail gets shorter.
+
+    There is no queue policy unless one is asked for. Triton drops requests that have waited too long only with one,
+    but in Triton 24.10 any policy makes its batcher miss wake-ups: up to a few in a hundred requests then wait
+    500 ms for nothing, also on an idle server (`scripts/probe_queue_policy.py` shows it).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -27,12 +30,14 @@ class RepositoryOptions(BaseModel):
         default=0, ge=0, description="Microseconds that a request may be held back in wait of others to join it."
     )
     queue_timeout_us: int = Field(
-        default=60_000_000,
+        default=0,
         ge=0,
         description="Microseconds after which a queued request is refused; a request's own timeout can only shorten "
-        "this, and counts for nothing where this is 0.",
+        "this, and counts for nothing where this is 0. Sets a queue policy; see above for what that costs.",
     )
-    max_queue_size: int = Field(default=0, ge=0, description="Requests that may wait for a model; 0: any number.")
+    max_queue_size: int = Field(
+        default=0, ge=0, description="Requests that may wait for a model; 0: any number. Sets a queue policy too."
+    )
 
     @model_validator(mode="after")
     def _queue_needs_batching(self) -> RepositoryOptions:

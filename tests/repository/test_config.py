@@ -36,13 +36,16 @@ def test_a_configuration_says_how_to_serve_and_carries_the_group(tmp_path: Path)
     assert read_manifest(config, "here") == (group, "c")
 
 
-def test_the_default_batching_waits_for_nobody_and_lets_requests_shorten_their_time_in_the_queue(
-    tmp_path: Path,
-) -> None:
-    batching = parse_config(config_text(make_group(tmp_path), "a", RepositoryOptions()), "here").dynamic_batching
-    assert batching.max_queue_delay_microseconds == 0
-    assert batching.default_queue_policy.allow_timeout_override
-    assert batching.default_queue_policy.default_timeout_microseconds > 0
+def test_the_default_batching_waits_for_nobody_and_has_no_queue_policy(tmp_path: Path) -> None:
+    config = parse_config(config_text(make_group(tmp_path), "a", RepositoryOptions()), "here")
+    assert config.HasField("dynamic_batching")
+    assert config.dynamic_batching.max_queue_delay_microseconds == 0
+    assert not config.dynamic_batching.HasField("default_queue_policy")
+
+
+def test_a_queue_timeout_may_be_shortened_by_a_request(tmp_path: Path) -> None:
+    text = config_text(make_group(tmp_path), "a", RepositoryOptions(queue_timeout_us=5000))
+    assert parse_config(text, "here").dynamic_batching.default_queue_policy.allow_timeout_override
 
 
 def test_chosen_options_are_written(tmp_path: Path) -> None:

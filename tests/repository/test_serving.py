@@ -48,13 +48,14 @@ def test_a_real_server_takes_what_is_written(options: RepositoryOptions, tmp_pat
 
 
 def test_a_request_s_own_timeout_is_honoured_while_it_queues(tmp_path: Path) -> None:
-    build(tmp_path / "models", tmp_path / "files", options=RepositoryOptions(max_queue_delay_us=HELD_BACK_US))
+    options = RepositoryOptions(max_queue_delay_us=HELD_BACK_US, queue_timeout_us=60_000_000)
+    build(tmp_path / "models", tmp_path / "files", options=options)
     with EmbeddedServer(tmp_path / "models") as server, pytest.raises(InferenceServerException, match="timeout"):
         ask(server, 1, timeout_us=20_000)
 
 
 def test_without_a_queue_timeout_a_request_s_own_counts_for_nothing(tmp_path: Path) -> None:
-    options = RepositoryOptions(max_queue_delay_us=HELD_BACK_US, queue_timeout_us=0)
+    options = RepositoryOptions(max_queue_delay_us=HELD_BACK_US)
     build(tmp_path / "models", tmp_path / "files", options=options)
     with EmbeddedServer(tmp_path / "models") as server:
         assert ask(server, 1, timeout_us=20_000).shape == (1, 3)
