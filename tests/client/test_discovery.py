@@ -152,6 +152,18 @@ async def test_a_server_that_still_loads_is_looked_up_again() -> None:
         await ask_until(client, lambda answers: answers["a"].source is Source.DIRECT)
 
 
+async def test_a_server_that_has_loaded_some_of_its_models_is_looked_up_until_it_is_ready() -> None:
+    server = FakeTriton(GROUP, ["a", "coded_0"])
+    server.is_ready = False
+    async with started(server) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
+        assert (await client.infer({"input": BATCH}))["b"].source is Source.DECODED
+        server.members.append("b")
+        await ask_until(client, lambda answers: answers["b"].source is Source.DIRECT)
+        server.is_ready = True
+        looked_up = server.metadata_calls
+        await ask_until(client, lambda _: server.metadata_calls > looked_up)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
