@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.table import Table
 
 from coin_export import __version__
@@ -47,6 +49,7 @@ GroupName = Annotated[str | None, typer.Option("--group", help="The group, where
 def main() -> None:
     """Run the command; an error becomes one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
+    logging.basicConfig(format="%(message)s", handlers=[RichHandler(console=log, show_time=False, show_path=False)])
     try:
         app()
     except CoinExportError as error:

@@ -5,6 +5,7 @@ A recipe is a YAML file or a `Recipe` made in Python. Unknown keys are refused. 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -156,7 +157,7 @@ class Recipe(BuildOptions):
 
 def is_import_path(source: str) -> bool:
     """Tell whether ``source`` is an import path such as ``package.module:name`` rather than a file."""
-    return ":" in source and not Path(source).suffix and not Path(source).exists()
+    return re.fullmatch(IMPORT_PATH, source) is not None and not Path(source).exists()
 
 
 def load_recipe(path: Path) -> Recipe:

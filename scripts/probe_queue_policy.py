@@ -2,7 +2,7 @@
 
     python scripts/probe_queue_policy.py REPOSITORY MODEL
 
-Asks one model of a repository that `coin-export build` or `demo` wrote, one request at a time, with its dynamic batching
+Asks one model of a repository that `coin-export build` or `demo` wrote, one request at a time, with dynamic batching
 as it is written by default and with queue policies; the configurations take turns over several repeats.
 """
 

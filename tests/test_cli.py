@@ -37,7 +37,9 @@ def test_the_version_is_printed() -> None:
         (("evaluate", "nowhere", "--data", "nonsense"), "write it as NAME=FILE"),
     ],
 )
-def test_a_user_error_is_one_message_and_exit_code_two(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+def test_a_user_error_is_one_message_and_exit_code_two(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     result = run(*arguments, cwd=tmp_path)
     assert result.returncode == 2, result.stderr
     assert result.stderr.startswith("error: ") and message in result.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -10,11 +11,12 @@ from coin_export.demo.run import DemoResult
 
 def print_result(result: DemoResult, console: Console) -> None:
     """Print one line per phase and model, and what the same safety costs by replication."""
-    table = Table(title="Two networks, one coded model, three Triton servers", title_justify="left")
+    title = "Two networks, one coded model, three Triton servers"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for heading in ("phase", "model"):
-        table.add_column(heading)
-    for heading in ("direct", "decoded", "original %", "returned %", "normalized %", "p50 ms", "p99 ms"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, no_wrap=True)
+    for heading in ("direct", "decoded", "original\n%", "returned\n%", "norm.\n%", "p50\nms", "p99\nms"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for phase in result.phases:
         for position, (model, tally) in enumerate(phase.models.items()):
             original = result.original_accuracy[model]
@@ -39,5 +41,5 @@ def print_result(result: DemoResult, console: Console) -> None:
         f"{requests - failed} of {requests} requests answered for every model. To survive the loss of any one server, "
         f"the code runs {servers} servers; replication would run {2 * originals}.\n"
         "original: accuracy of the model itself; returned: of what the client got, direct or decoded; "
-        "normalized: returned / original."
+        "norm.: returned / original."
     )

@@ -21,7 +21,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from coin_export.client import CodedClient
+from coin_export.client import CodedClient, Source
+from coin_export.code.decode import Array
 from coin_export.datasets import bundled
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.demo.phases import INPUT, OUTPUT, PhaseResult, run_phase
@@ -35,6 +36,7 @@ EPOCHS = 6
 CALIBRATION_POINTS_PER_SET = 500
 SEED = 0
 WARM_UP_REQUESTS = 20
+RECOVERY_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -198,16 +200,32 @@ async def _ask(
         image = next(iter(sets.values())).test_images[:1]
         for _ in range(WARM_UP_REQUESTS):
             await client.infer({INPUT: image})
+        await _recovered(client, image)
         with stages.stage("healthy", "Asking: all servers healthy", total) as step:
             phases.append(await run_phase("healthy", client, sets, step))
         with stages.stage("straggler", f"Asking: the server of {straggler} stopped (SIGSTOP)", total) as step:
             servers[straggler].suspend()
             phases.append(await run_phase("straggler", client, sets, step))
             servers[straggler].resume()
+            await _recovered(client, image)
         with stages.stage("killed", f"Asking: the server of {killed} killed (SIGKILL)", total) as step:
             servers[killed].kill()
             phases.append(await run_phase("killed", client, sets, step))
     return phases, versions
+
+
+async def _recovered(client: CodedClient, image: Array) -> None:
+    """Wait until every model answers for itself again.
+
+    A resumed server first works off what it was sent while it was stopped. To lose another server before that would
+    be two losses at once, more than one coded model makes good.
+    """
+    end = time.monotonic() + RECOVERY_S
+    while time.monotonic() < end:
+        answers = await client.infer({INPUT: image}, deadline=RECOVERY_S)
+        if all(answer.source is Source.DIRECT for answer in answers.values()):
+            return
+        await asyncio.sleep(0.01)
 
 
 def _versions() -> dict[str, str]:
