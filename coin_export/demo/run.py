@@ -27,6 +27,7 @@ from coin_export.datasets import bundled
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.demo.phases import INPUT, OUTPUT, PhaseResult, run_phase
 from coin_export.demo.training import common_start, train
+from coin_export.encode.coin import CoinOptions
 from coin_export.pipeline import BuildReport, Labelled, build_group
 from coin_export.recipe import BuildOptions
 from coin_export.serve.embedded import EmbeddedServer, start_all
@@ -162,7 +163,7 @@ def _build(
         models,
         CalibrationInputs({INPUT: calibration}),
         repository,
-        options=BuildOptions(outputs=(OUTPUT,), seed=SEED),
+        options=BuildOptions(encoder=CoinOptions(), outputs=(OUTPUT,), seed=SEED),
         evaluation={
             name: Labelled(CalibrationInputs({INPUT: images.test_images}), images.test_labels)
             for name, images in sets.items()
