@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coin_export.client.gather import Cause, Finish, Gather, GiveUp, Send, Wake
@@ -153,6 +153,7 @@ def requests(draw: st.DrawFn) -> tuple[LinearCode, tuple[int, ...], Policy, list
     return code, tuple(sorted(wanted)), draw(policies), scripted, deadline
 
 
+@settings(deadline=None)
 @given(requests())
 def test_every_request_ends_once_and_for_a_reason(
     request: tuple[LinearCode, tuple[int, ...], Policy, list[Fate], float],
