@@ -33,16 +33,17 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def serving(project: UserProject, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[dict[str, Any]]]]:
-    """Run `coin-export serve` and stop it by SIGTERM; nothing of it may outlive it."""
+    """Run `coin-export serve` and stop it by SIGTERM if it still runs; nothing of it may outlive it."""
     command = [*COMMAND, "serve", str(project.target), "--json", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=project.folder)
     try:
         assert process.stdout is not None
         servers = json.loads(process.stdout.readline())
-        yield process, servers
         children = psutil.Process(process.pid).children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+        yield process, servers
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
         _, alive = psutil.wait_procs(children, timeout=10)
         assert alive == []
     finally:

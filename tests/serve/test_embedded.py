@@ -30,6 +30,16 @@ from coin_export.serve.ports import Address, Ports, choose_ports
 pytestmark = pytest.mark.e2e
 
 
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Tell whether a condition comes true within a generous time."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def get(address: str, path: str, timeout: float = 10.0) -> bytes:
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
         f"http://{address}{path}", None, timeout
@@ -88,7 +98,8 @@ def test_a_suspended_server_hangs_and_goes_on(server: EmbeddedServer, remains_of
     remains = remains_of(server.pid)
     server.suspend()
     assert server.is_alive()
-    assert all(process.status() == psutil.STATUS_STOPPED for process in (psutil.Process(server.pid), *remains.stubs))
+    processes = [psutil.Process(server.pid), *remains.stubs]
+    assert eventually(lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes))
     with pytest.raises(TimeoutError):
         get(server.http_address, "/v2/health/ready", timeout=0.2)
     server.resume()
