@@ -25,19 +25,19 @@ def group_tables(group: Group) -> Rows:
     """Lay out a group for the terminal: its members, then every erasure pattern."""
     members = Table(title=f"Group {group.name}: k = {group.code.k}, m = {group.code.m}", title_justify="left")
     for heading in ("model", "role", "row of the generator matrix", "accuracy %", "digest"):
-        members.add_column(heading)
+        members.add_column(heading, overflow="fold")
     for member in group.members:
         row = "  ".join(f"{value:.3f}" for value in member.row)
-        members.add_row(member.name, member.role, row, _percent(member.accuracy), member.digest[:19])
+        members.add_row(member.name, member.role, row, _percent(member.accuracy), member.digest[:15])
     return Rows(members, quality_table(group), _signature(group))
 
 
 def quality_table(group: Group) -> Table:
     """Lay out the quality of decoded answers, one line per erasure pattern and lost original."""
     table = Table(title=f"Decoded answers (encoder {group.encoder}, {group.code_space})", title_justify="left")
-    table.add_column("erased")
-    table.add_column("decoded")
-    for heading in ("noise gain", "relative error", "agreement %", "accuracy %", "normalized %"):
+    table.add_column("erased", overflow="fold")
+    table.add_column("decoded", overflow="fold")
+    for heading in ("noise\ngain", "relative\nerror", "agree-\nment %", "accu-\nracy %", "norma-\nlized %"):
         table.add_column(heading, justify="right")
     accuracy = {member.name: member.accuracy for member in group.originals}
     for record in group.quality:
