@@ -1,6 +1,6 @@
 """The client: discovery, policies, gathering and decoding; runs without torch, onnx or onnxruntime."""
 
-from coin_export.client.answer import Answer, Answers, Source
+from coin_export.client.answer import Answer, Answers, OutputTensor, Response, Source
 from coin_export.client.client import CodedClient
 from coin_export.client.policy import (
     AfterDelay,
@@ -13,7 +13,7 @@ from coin_export.client.policy import (
     Policy,
 )
 from coin_export.client.server import Limits
-from coin_export.client.transport import TransportOptions
+from coin_export.client.transport import RequestOptions, TransportOptions
 
 __all__ = [
     "AfterDelay",
@@ -27,7 +27,10 @@ __all__ = [
     "CodedTiming",
     "DecodeTiming",
     "Limits",
+    "OutputTensor",
     "Policy",
+    "RequestOptions",
+    "Response",
     "Source",
     "TransportOptions",
 ]

@@ -7,24 +7,27 @@ import math
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 from coin_export.client.answer import Answers, Array
 from coin_export.client.discovery import Topology
-from coin_export.client.fanout import Fanout
+from coin_export.client.fanout import Fanout, Request
 from coin_export.client.gather import Finish, Gather
 from coin_export.client.outcome import answers, undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.server import Limits
 from coin_export.client.signature import Signature
-from coin_export.client.transport import GrpcTransport, Transport, TransportOptions
+from coin_export.client.transport import Parameter, RequestOptions, Transport, TransportOptions
+from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError, DiscoveryError, RequestError
 
 _POLICY = Policy()
 _LIMITS = Limits()
 _TRANSPORT = TransportOptions()
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,6 +131,11 @@ class CodedClient:
         *,
         deadline: float | None = None,
         wanted: Collection[str] | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        timeout: int | None = None,
+        headers: Mapping[str, str] = _NOTHING,
+        parameters: Mapping[str, Parameter] = _NOTHING,
     ) -> Answers:
         """Ask the group.
 
@@ -138,23 +146,29 @@ class CodedClient:
             deadline: seconds after which the request ends, decoded or failed; None to wait for as long as enough
                 servers may still answer.
             wanted: names of the originals to answer for; all when not given.
+            request_id: see `RequestOptions`, as for the following.
+            priority: of the request in the servers' queues.
+            timeout: microseconds, for the servers' queues; independent of the deadline.
+            headers: of this request, in addition to the client's.
+            parameters: further parameters of the request.
 
         Returns:
             One answer per wanted original: its own if it came in time, else decoded from the others.
 
         Raises:
-            RequestError: if the inputs, the deadline or a name do not fit; nothing has been sent then.
+            RequestError: if the inputs, a name or an option do not fit; nothing has been sent then.
             UndecodableError: if too few members answered in time, or too many failed for any to suffice.
             ClientError: if the client is not connected.
         """
         started = asyncio.get_running_loop().time()
         connection = self._connected
+        options = RequestOptions(request_id, priority, timeout, headers, parameters)
         batch = connection.signature.check_request(inputs)
         rows = _wanted_rows(connection.group, wanted)
         gather = Gather(connection.group.code, rows, self._policy, started, started + _check_deadline(deadline))
         connection.pool.look_up_suspects()
         encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
-        fanout = Fanout(gather, connection.pool, connection.signature, encoded, batch)
+        fanout = Fanout(gather, connection.pool, connection.signature, Request(encoded, batch, options))
         try:
             fanout.start()
             outcome = await fanout.outcome

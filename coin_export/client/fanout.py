@@ -9,6 +9,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,23 @@ from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
 from coin_export.client.pool import ServerPool
 from coin_export.client.server import Server, Task
 from coin_export.client.signature import Signature
+from coin_export.client.transport import Reply, RequestOptions
 from coin_export.errors import TransportError
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """What is sent to every member that is asked.
+
+    Attributes:
+        encoded: the inputs, as `Transport.encode` made them.
+        batch: the batch size of the inputs.
+        options: what travels with them.
+    """
+
+    encoded: Any
+    batch: int
+    options: RequestOptions
 
 
 class Fanout:
@@ -27,12 +44,13 @@ class Fanout:
         gather: decides.
         pool: chooses servers.
         signature: the models' names; checks what comes back.
-        encoded: the inputs, as `Transport.encode` made them.
-        batch: the batch size of the inputs.
+        request: what is sent.
 
     Attributes:
+        request: what is sent.
         outcome: how the request ended; an exception that nobody foresaw is handed to the caller through it.
         outputs: usable answers by row.
+        model_versions: of the models that gave them, by row.
         latency_s: seconds from the start to these answers, by row.
         failures: why other members did not answer, by row.
     """
@@ -42,17 +60,16 @@ class Fanout:
         gather: Gather,
         pool: ServerPool,
         signature: Signature,
-        encoded: Any,
-        batch: int,
+        request: Request,
     ) -> None:
+        self.request = request
+        self.model_versions: dict[int, str] = {}
         self.outputs: dict[int, Outputs] = {}
         self.latency_s: dict[int, float] = {}
         self.failures: dict[int, str] = {}
         self._gather = gather
         self._pool = pool
         self._signature = signature
-        self._encoded = encoded
-        self._batch = batch
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, tuple[Server, Task]] = {}
@@ -106,7 +123,12 @@ class Fanout:
                 self.failures[row] = self._pool.why_no_route(row)
                 actions += self._gather.failed(row, now)
             elif not self._gather.ended:
-                work = server.transport.infer(self._signature.members[row], self._encoded, self._signature.output_names)
+                work = server.transport.infer(
+                    self._signature.members[row],
+                    self.request.encoded,
+                    self._signature.output_names,
+                    self.request.options,
+                )
                 self._calls[row] = server, server.call(work, partial(self._on_done, row))
         return actions
 
@@ -132,11 +154,12 @@ class Fanout:
         error = task.exception()
         if isinstance(error, TransportError):
             return str(error)
-        outputs: Outputs = task.result()
+        reply: Reply = task.result()
         accepted = next(iter(self.outputs.values()), None)
-        problem = self._signature.problem_with(outputs, self._batch, accepted)
+        problem = self._signature.problem_with(reply.outputs, self.request.batch, accepted)
         if problem:
             return f"server {self._calls[row][0].address}, model {self._signature.members[row]!r}: {problem}"
-        self.outputs[row] = outputs
+        self.outputs[row] = reply.outputs
+        self.model_versions[row] = reply.model_version
         self.latency_s[row] = now - self._gather.started
         return ""

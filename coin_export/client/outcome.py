@@ -39,7 +39,16 @@ def undecodable(group: Group, fanout: Fanout, cause: Cause) -> UndecodableError:
 
 
 def _direct(group: Group, fanout: Fanout, row: int) -> Answer:
-    return Answer(group.members[row].name, fanout.outputs[row], Source.DIRECT, 0.0, None, fanout.latency_s[row])
+    return Answer(
+        group.members[row].name,
+        fanout.outputs[row],
+        Source.DIRECT,
+        noise_gain=0.0,
+        quality=None,
+        latency_s=fanout.latency_s[row],
+        model_version=fanout.model_versions[row],
+        request_id=fanout.request.options.request_id,
+    )
 
 
 def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
@@ -57,7 +66,15 @@ def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
         name = group.members[row].name
         outputs = {output: decoded[index] for output, decoded in arrays.items()}
         quality = group.expected_quality(erased, name)
-        found[row] = Answer(name, outputs, Source.DECODED, noise_gain, quality, elapsed_s)
+        found[row] = Answer(
+            name,
+            outputs,
+            Source.DECODED,
+            noise_gain=noise_gain,
+            quality=quality,
+            latency_s=elapsed_s,
+            request_id=fanout.request.options.request_id,
+        )
     return found
 
 

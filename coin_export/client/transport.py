@@ -1,41 +1,23 @@
-"""One server over the wire. The only module that knows tritonclient; it maps tritonclient's and gRPC's errors.
+"""The border to the wire: what the client needs of one server. Nothing here knows tritonclient.
 
-Cancelling a gRPC call kills Triton servers before 2.59: cancelled tasks, client timeouts and closed channels all
-cancel the call at the server, which has a race there (triton-inference-server/server#7368, #8034). So no call
-here carries a client timeout, and callers ask `Transport.may_cancel` before they cancel one.
+`transport_grpc` and `transport_http` are the only modules that do; they map its errors to `TransportError`.
 """
 
 from __future__ import annotations
 
 import re
-import struct
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
-
-import grpc  # type: ignore[import-untyped]  # grpcio ships no type information
-import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException
+from typing import Any, Literal, NamedTuple
 
 from coin_export.client.answer import Array, Outputs
-from coin_export.errors import TransportError, UserError
+from coin_export.errors import RequestError, TransportError, UserError
 
-T = TypeVar("T")
+Parameter = str | bool | int | float
 
-CANCEL_SINCE = (2, 59)  # Triton 25.06
-_MAX_MESSAGE_BYTES = 2**31 - 1
-_CHANNEL_ARGS: dict[str, int | str] = {
-    "grpc.max_send_message_length": _MAX_MESSAGE_BYTES,
-    "grpc.max_receive_message_length": _MAX_MESSAGE_BYTES,
-    # A restarted server is found again within a second; gRPC's own backoff grows to two minutes.
-    "grpc.initial_reconnect_backoff_ms": 100,
-    "grpc.max_reconnect_backoff_ms": 1000,
-    # In spite of its name, how long one attempt to connect may take; gRPC's own is 20 seconds.
-    "grpc.min_reconnect_backoff_ms": 2000,
-    # Connections and their backoff are this client's own, not shared with others of the process.
-    "grpc.use_local_subchannel_pool": 1,
-}
+# Triton's clients keep these for themselves; see tritonclient.utils.TRITON_RESERVED_REQUEST_PARAMS.
+_RESERVED = re.compile(r"sequence_(id|start|end)|priority|timeout|headers|binary_data_output|triton_.*")
 
 
 @dataclass(frozen=True)
@@ -64,11 +46,60 @@ class TransportOptions:
     channel_args: Mapping[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, value in self.headers.items():
-            if not re.fullmatch(r"[0-9a-z_.-]+", name) or not isinstance(value, str):
-                raise UserError(f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-] and text as value")
+        problem = _problem_with_headers(self.headers)
+        if problem:
+            raise UserError(problem)
         if self.compression not in (None, "gzip", "deflate"):
             raise UserError(f"compression {self.compression!r} is unknown; use 'gzip', 'deflate' or None")
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """What travels with one request to every member that is asked; see Triton's inference protocol.
+
+    Attributes:
+        request_id: comes back with the answer, and stands in the server's logs.
+        priority: 0 for the model's default; 1 is the highest.
+        timeout: microseconds after which the server need not run the request any more, if the model's queue
+            policy allows requests to override it.
+        headers: sent in addition to the transport's own, or in place of them; lower-case names.
+        parameters: further parameters of the request.
+
+    Raises:
+        RequestError: if one of them is not what Triton takes.
+    """
+
+    request_id: str = ""
+    priority: int = 0
+    timeout: int | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problem = self._problem()
+        if problem:
+            raise RequestError(problem)
+
+    def _problem(self) -> str:
+        if not isinstance(self.request_id, str):
+            return f"request_id is {self.request_id!r}; give a text"
+        if not _is_count(self.priority):
+            return f"priority is {self.priority!r}; give an integer that is not negative"
+        if self.timeout is not None and not _is_count(self.timeout):
+            return f"timeout is {self.timeout!r}; give whole microseconds that are not negative, or None"
+        for name, value in self.parameters.items():
+            if not isinstance(name, str) or _RESERVED.fullmatch(name):
+                return f"parameter {name!r} is reserved by Triton; use another name, or the argument of this name"
+            if not isinstance(value, str | bool | int | float):
+                return f"parameter {name!r} is a {type(value).__name__}; give a text, bool, int or float"
+        return _problem_with_headers(self.headers)
+
+
+class Reply(NamedTuple):
+    """A model's answer: its outputs, and the version of the model that made them."""
+
+    outputs: Outputs
+    model_version: str
 
 
 @dataclass(frozen=True)
@@ -78,6 +109,10 @@ class ModelConfig:
     name: str
     max_batch_size: int
     parameters: Mapping[str, str]
+
+
+class RefusedError(TransportError):
+    """The server took the request for wrong; this says nothing against the server."""
 
 
 class Transport(ABC):
@@ -119,115 +154,24 @@ class Transport(ABC):
         """Make a request's inputs ready for the wire, once for all transports of this class."""
 
     @abstractmethod
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str]) -> Outputs:
-        """Ask a model; returns those of ``outputs`` that the answer holds."""
+    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+        """Ask a model; the reply holds those of ``outputs`` that the answer does.
+
+        Raises:
+            RefusedError: if the server found fault with the request.
+        """
 
     @abstractmethod
     async def close(self) -> None:
         """Close the connection; calls still under way are cancelled."""
 
 
-class GrpcTransport(Transport):
-    """gRPC by tritonclient.
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
-    Must be made and used inside a running event loop.
 
-    Raises:
-        TransportError: if a certificate or key cannot be read.
-    """
-
-    def __init__(self, address: str, options: TransportOptions) -> None:
-        self.address = address
-        self._headers = dict(options.headers) or None
-        self._compression = options.compression
-        self._version: str | None = None
-        self._requested: dict[tuple[str, ...], list[Any]] = {}
-        try:
-            self._client = triton.InferenceServerClient(
-                address,
-                ssl=options.ssl,
-                root_certificates=options.root_certificates,
-                private_key=options.private_key,
-                certificate_chain=options.certificate_chain,
-                channel_args=list({**_CHANNEL_ARGS, **options.channel_args}.items()),
-            )
-        except (OSError, ValueError) as error:
-            raise TransportError(f"server {address}: the channel cannot be made: {error}", address=address) from error
-
-    @property
-    def version(self) -> str | None:
-        """See `Transport`."""
-        return self._version
-
-    @property
-    def may_cancel(self) -> bool:
-        """See `Transport`; False as long as the version is unknown."""
-        numbers = re.match(r"(\d+)\.(\d+)", self._version or "")
-        return numbers is not None and (int(numbers[1]), int(numbers[2])) >= CANCEL_SINCE
-
-    async def server_metadata(self) -> str:
-        """See `Transport`."""
-        metadata = await self._call("metadata", self._client.get_server_metadata)
-        self._version = str(metadata.version)
-        return self._version
-
-    async def ready(self) -> bool:
-        """See `Transport`."""
-        return bool(await self._call("readiness", self._client.is_server_ready))
-
-    async def model_index(self) -> list[str]:
-        """See `Transport`."""
-        index = await self._call("model index", self._client.get_model_repository_index)
-        return list(dict.fromkeys(model.name for model in index.models if model.state == "READY"))
-
-    async def model_config(self, model: str) -> ModelConfig:
-        """See `Transport`."""
-        response = await self._call(f"configuration of model {model!r}", self._client.get_model_config, model)
-        config = response.config
-        parameters = {key: value.string_value for key, value in config.parameters.items()}
-        return ModelConfig(config.name, config.max_batch_size, parameters)
-
-    def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
-        """See `Transport`."""
-        encoded = []
-        for name, array in inputs.items():
-            tensor = triton.InferInput(name, array.shape, datatypes[name])
-            encoded.append(tensor.set_data_from_numpy(array))
-        return encoded
-
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str]) -> Outputs:
-        """See `Transport`."""
-        names = tuple(outputs)
-        if names not in self._requested:
-            self._requested[names] = [triton.InferRequestedOutput(name) for name in names]
-        result = await self._call(
-            f"model {model!r}",
-            self._client.infer,
-            model,
-            encoded,
-            outputs=self._requested[names],
-            compression_algorithm=self._compression,
-        )
-        try:
-            arrays = {name: result.as_numpy(name) for name in names}
-        except (ValueError, TypeError, struct.error) as error:
-            raise self._error(f"model {model!r}", f"its answer cannot be read: {error}") from error
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    async def close(self) -> None:
-        """See `Transport`."""
-        await self._client.close()
-
-    async def _call(self, what: str, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
-        try:
-            return await method(*args, headers=self._headers, **options)
-        except InferenceServerException as error:
-            status = str(error.status() or "no status").removeprefix("StatusCode.")
-            if status == "UNAVAILABLE":
-                self._version = None
-            raise self._error(what, f"{status}: {error.message()}") from error
-        except (grpc.RpcError, grpc.aio.BaseError, ValueError, TypeError) as error:
-            raise self._error(what, f"{type(error).__name__}: {error}") from error
-
-    def _error(self, what: str, cause: str) -> TransportError:
-        return TransportError(f"server {self.address}, {what}: {cause}", address=self.address)
+def _problem_with_headers(headers: Mapping[str, str]) -> str:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name) or not isinstance(value, str):
+            return f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-] and text as value"
+    return ""

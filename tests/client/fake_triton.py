@@ -56,6 +56,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         answered: number of inference requests that ran to their end.
         cancelled: number of inference requests that the client cancelled.
         headers: of the last inference request.
+        request: the last inference request.
         had_deadline: whether any request carried a gRPC deadline.
         metadata_hold: calls for metadata wait for it while it is cleared.
         max_batch_size: in every model's configuration.
@@ -76,6 +77,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.configs: dict[str, str] = {}
         self.asked = self.answered = self.cancelled = self.metadata_calls = 0
         self.headers: dict[str, str] = {}
+        self.request: Any = None
         self.had_deadline = False
         self.port = 0
         self._server: Any = None
@@ -123,6 +125,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.asked += 1
+        self.request = request
         self.headers = dict(context.invocation_metadata())
         self.had_deadline |= context.time_remaining() is not None
         try:

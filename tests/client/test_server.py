@@ -4,7 +4,7 @@ import asyncio
 
 from coin_export.client import TransportOptions
 from coin_export.client.server import Server, Task
-from coin_export.client.transport import GrpcTransport
+from coin_export.client.transport_grpc import GrpcTransport
 
 
 async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:

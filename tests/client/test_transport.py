@@ -6,21 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coin_export.client import TransportOptions
-from coin_export.client.transport import GrpcTransport
+from coin_export.client import RequestOptions, TransportOptions
+from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.errors import TransportError, UserError
 from tests.client.fake_triton import PIXELS, FakeTriton, aborting, make_group, started, weights_of
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
+PLAIN = RequestOptions()
 
 
 async def test_an_answer_comes_as_arrays_by_name() -> None:
     async with started(FakeTriton(GROUP, ["a"])) as (address,):
         transport = GrpcTransport(address, TransportOptions())
         encoded = transport.encode({"input": BATCH}, {"input": "FP32"})
-        outputs = await transport.infer("a", encoded, ["logits", "missing"])
-        assert list(outputs) == ["logits"]
+        outputs, version = await transport.infer("a", encoded, ["logits", "missing"], PLAIN)
+        assert list(outputs) == ["logits"] and version == "1"
         np.testing.assert_array_equal(outputs["logits"], BATCH @ weights_of(GROUP, "a"))
         assert await transport.ready()
         assert await transport.model_index() == ["a"]
@@ -33,7 +34,7 @@ async def test_headers_and_compression_pass_through(compression: Any) -> None:
     async with started(server) as (address,):
         options = TransportOptions(headers={"authorization": "Bearer secret"}, compression=compression)
         transport = GrpcTransport(address, options)
-        await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+        await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"], PLAIN)
         await transport.close()
     assert server.headers["authorization"] == "Bearer secret"
     assert "secret" not in repr(options)
@@ -43,7 +44,7 @@ async def test_channel_arguments_pass_through() -> None:
     async with started(FakeTriton(GROUP, ["a"])) as (address,):
         transport = GrpcTransport(address, TransportOptions(channel_args={"grpc.max_send_message_length": 8}))
         with pytest.raises(TransportError, match="RESOURCE_EXHAUSTED"):
-            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"], PLAIN)
         await transport.close()
 
 
@@ -53,7 +54,7 @@ async def test_errors_name_server_model_and_cause() -> None:
     async with started(server) as (address,):
         transport = GrpcTransport(address, TransportOptions())
         with pytest.raises(TransportError) as caught:
-            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"], PLAIN)
         assert str(caught.value) == f"server {address}, model 'a': INVALID_ARGUMENT: unexpected shape"
         assert caught.value.address == address
         await transport.close()
@@ -76,7 +77,7 @@ async def test_a_server_is_not_cancelled_while_its_version_is_unknown() -> None:
         assert transport.version == "2.60.0" and transport.may_cancel
         server.reply = aborting("UNAVAILABLE", "shutting down")
         with pytest.raises(TransportError, match="shutting down"):
-            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"])
+            await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"], PLAIN)
         assert transport.version is None and not transport.may_cancel
         await transport.close()
 
