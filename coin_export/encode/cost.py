@@ -4,8 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 
 from coin_export.encode.encoding import EncodeCost
+
+
+@dataclass
+class Passes:
+    """Counts points pushed forward and backward through networks, as `EncodeCost` wants them."""
+
+    forward: int = 0
+    backward: int = 0
+
+    def add(self, cost: EncodeCost) -> None:
+        """Add the passes of an encoding that was part of the work."""
+        self.forward += cost.forward_passes
+        self.backward += cost.backward_passes
 
 
 class CostMeter:

@@ -12,10 +12,14 @@ from pydantic import BaseModel, Field
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import check_same_architecture, coded_module
+from coin_export.encode.auto import AutoOptions, auto
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.barycenter import taken_from_first
 from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.distill import DistillOptions, distill
 from coin_export.encode.encoding import Encoder, Encoding
+from coin_export.encode.refine import RefineOptions, refine
+from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.errors import CodeError
 from coin_export.model.signature import Original
 from coin_export.model.state import check_finite
@@ -23,9 +27,16 @@ from coin_export.model.state import check_finite
 ENCODERS: Mapping[str, tuple[type[BaseModel], Encoder]] = {
     "average": (AverageOptions, average),
     "coin": (CoinOptions, coin),
+    "regmean": (RegMeanOptions, regmean),
+    "auto": (AutoOptions, auto),
+    "distill": (DistillOptions, distill),
+    "refine": (RefineOptions, refine),
 }
 
-EncoderOptions: TypeAlias = Annotated[AverageOptions | CoinOptions, Field(discriminator="name")]
+EncoderOptions: TypeAlias = Annotated[
+    AverageOptions | CoinOptions | RegMeanOptions | AutoOptions | DistillOptions | RefineOptions,
+    Field(discriminator="name"),
+]
 
 DEFAULT_ENCODER = CoinOptions()
 

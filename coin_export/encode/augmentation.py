@@ -1,0 +1,79 @@
+"""More calibration inputs than were given: mixtures and shifts of them. The originals label anything.
+
+Only floating-point inputs can be mixed; as soon as one input is of another kind (token ids, masks), points are left
+as they are, since an embedding between two tokens is no token.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch.nn import functional
+
+from coin_export.encode.combination import Inputs, points_of
+
+
+class AugmentationOptions(BaseModel):
+    """How far to go beyond the given points."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    mixed: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Share of points replaced by a convex mixture with another point of their batch.",
+    )
+    shift: float = Field(
+        default=0.07,
+        ge=0,
+        le=0.5,
+        description="Largest shift of an image (an input of shape channels x height x width), as a share of its "
+        "height and width; the border is repeated. 0.07 is 2 of 28 or 32 pixels.",
+    )
+
+
+def can_augment(inputs: Inputs, options: AugmentationOptions) -> bool:
+    """Say whether augmentation would change these inputs."""
+    return all(tensor.is_floating_point() for tensor in inputs.values()) and (
+        options.mixed > 0 or any(_reach(tensor, options) != (0, 0) for tensor in inputs.values())
+    )
+
+
+def augment(inputs: Inputs, options: AugmentationOptions, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    """Shift, then mix, a batch; all inputs of a point are treated alike."""
+    points = points_of(inputs)
+    direction = torch.rand(points, 2, generator=generator)
+    shifted = {name: _shifted(tensor, _reach(tensor, options), direction) for name, tensor in inputs.items()}
+    if options.mixed == 0:
+        return shifted
+    partner = torch.randperm(points, generator=generator)
+    alone = torch.rand(points, generator=generator) >= options.mixed
+    share = torch.rand(points, generator=generator).masked_fill(alone, 1.0)
+    return {name: _mixed(tensor, tensor[partner], share) for name, tensor in shifted.items()}
+
+
+def _mixed(tensor: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+    share = share.to(tensor.dtype).reshape(-1, *[1] * (tensor.ndim - 1))
+    return share * tensor + (1 - share) * other
+
+
+def _reach(tensor: torch.Tensor, options: AugmentationOptions) -> tuple[int, int]:
+    """Return the largest shift in rows and columns."""
+    if tensor.ndim != 4:
+        return 0, 0
+    return round(options.shift * tensor.shape[-2]), round(options.shift * tensor.shape[-1])
+
+
+def _shifted(images: torch.Tensor, reach: tuple[int, int], direction: torch.Tensor) -> torch.Tensor:
+    """Shift each image by whole pixels, up to ``reach``; ``direction`` in [0, 1) is where in that range."""
+    if reach == (0, 0):
+        return images
+    (rows, columns), (height, width) = reach, images.shape[-2:]
+    padded = functional.pad(images, (columns, columns, rows, rows), mode="replicate")
+    offset = (direction * torch.tensor([2 * rows + 1, 2 * columns + 1])).long()
+    row = offset[:, 0, None] + torch.arange(height)
+    column = offset[:, 1, None] + torch.arange(width)
+    points = torch.arange(len(images))[:, None, None]
+    # Advanced indices around a slice come first, so the channels end up last.
+    return padded[points, :, row[:, :, None], column[:, None, :]].movedim(-1, 1)

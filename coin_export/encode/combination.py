@@ -1,0 +1,90 @@
+"""The outputs a coded model should give, sum_i beta_i f_i(x), and copies of the originals to fit to them.
+
+Nothing here, or in what builds on it, sees a label: the originals answer any input.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.architecture import coded_module
+from coin_export.encode.cost import Passes
+from coin_export.encode.encoding import StateDict
+from coin_export.model.signature import Original, call, to_tensors
+from coin_export.model.state import first_names
+
+Inputs = Mapping[str, torch.Tensor]
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Combination:
+    """Computes sum_i beta_i f_i(x) without gradients; half-precision originals work in float32."""
+
+    def __init__(self, originals: Sequence[Original], coefficients: Sequence[float], passes: Passes) -> None:
+        self._modules = [_widened_module(original.module) for original in originals]
+        self._coefficients = list(coefficients)
+        self.output_names = tuple(spec.name for spec in originals[0].signature.outputs)
+        self.passes = passes
+
+    def __call__(self, inputs: Inputs) -> list[torch.Tensor]:
+        """Return the wanted outputs, each of shape (points, ...)."""
+        total: list[torch.Tensor] = []
+        with torch.no_grad():
+            for module, beta in zip(self._modules, self._coefficients, strict=True):
+                self.passes.forward += points_of(inputs)
+                outputs = [beta * tensor for tensor in call(module, inputs, self.output_names).values()]
+                total = [left + right for left, right in zip(total, outputs, strict=True)] if total else outputs
+        return total
+
+
+def working_inputs(calibration: CalibrationInputs) -> dict[str, torch.Tensor]:
+    """Return all points as tensors, half precision widened to float32."""
+    return {name: _widened(tensor) for name, tensor in to_tensors(calibration.arrays).items()}
+
+
+def working_copy(original: Original, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    """Copy the original's module with other weights, in eval mode, half precision widened to float32."""
+    module = coded_module(original.module, state)
+    return _widened_module(module)
+
+
+def finished_state(module: torch.nn.Module, original: Original) -> StateDict:
+    """Return the weights of a working copy in the original's dtypes, one tensor under all names of a tied weight."""
+    first = first_names(original.module)
+    wanted = original.module.state_dict()
+    state: StateDict = {}
+    for name, tensor in module.state_dict().items():
+        source = first.get(name, name)
+        state[name] = state[source] if source in state else tensor.to(wanted[name].dtype, copy=True)
+    return state
+
+
+def squared_errors(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Return the sum of squared differences over all outputs and points, a scalar."""
+    differences = [(left - right).square().sum() for left, right in zip(outputs, wanted, strict=True)]
+    return torch.stack(differences).sum()
+
+
+def points_of(inputs: Inputs) -> int:
+    """Return the number of points in a batch."""
+    return int(next(iter(inputs.values())).shape[0])
+
+
+def select(inputs: Inputs, index: torch.Tensor | slice) -> dict[str, torch.Tensor]:
+    """Select points."""
+    return {name: tensor[index] for name, tensor in inputs.items()}
+
+
+def _widened_module(module: torch.nn.Module) -> torch.nn.Module:
+    """Return a float32 copy of a module with half-precision weights, any other module itself."""
+    if any(tensor.dtype in _HALF for tensor in module.state_dict().values()):
+        return copy.deepcopy(module).float()
+    return module
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float() if tensor.dtype in _HALF else tensor

@@ -1,0 +1,102 @@
+"""Ensemble distillation, the paper's baseline: a network trained to give sum_i beta_i f_i(x) (arXiv 2409.01420)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.average import AverageOptions, average
+from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.combination import Combination, finished_state, working_copy, working_inputs
+from coin_export.encode.cost import CostMeter, Passes
+from coin_export.encode.distillation import Schedule, fit, train_what_differs
+from coin_export.encode.encoding import Encoding
+from coin_export.errors import ModelError
+from coin_export.model.signature import Original
+
+
+class DistillOptions(BaseModel):
+    """How the network is trained: Adam, mean squared error of the outputs, learning rate falling along a cosine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["distill"] = Field(default="distill", description="Ensemble distillation on the calibration inputs.")
+    start: Literal["fresh", "average", "coin"] = Field(
+        default="fresh",
+        description="fresh: the architecture with its layers re-initialised, as in the paper; average or coin: that "
+        "barycenter.",
+    )
+    epochs: int = Field(default=40, ge=1, description="Passes over the calibration inputs.")
+    batch_size: int = Field(default=64, ge=1, description="Points in a step.")
+    learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Adam's, at its highest.")
+    seed: int = Field(default=0, ge=0, description="Seed of the fresh weights and of the order of points.")
+
+
+def distill(
+    originals: Sequence[Original],
+    coefficients: Sequence[float],
+    calibration: CalibrationInputs,
+    options: DistillOptions,
+    cache: Path | None = None,
+) -> Encoding:
+    """Train a network of the originals' architecture; see `Encoder`.
+
+    BatchNorm estimates its statistics anew from a fresh start, and keeps averaged ones otherwise. From a barycenter,
+    parameters that are equal in all originals stay as they are.
+
+    Raises:
+        ModelError: if the start is fresh and a layer cannot be re-initialised.
+        CoinExportError: as `coin`.
+    """
+    meter, passes = CostMeter(), Passes()
+    if options.start == "fresh":
+        module = working_copy(originals[0], originals[0].module.state_dict()).requires_grad_(True)
+        reinitialise(module, options.seed)
+    else:
+        encoding = (
+            average(originals, coefficients, calibration, AverageOptions(), cache)
+            if options.start == "average"
+            else coin(originals, coefficients, calibration, CoinOptions(), cache)
+        )
+        passes.add(encoding.cost)
+        module = train_what_differs(working_copy(originals[0], encoding.state_dict), originals)
+    combination = Combination(originals, coefficients, passes)
+    steps = options.epochs * math.ceil(len(calibration) / options.batch_size)
+    schedule = Schedule(steps, options.batch_size, options.learning_rate)
+    fit(module, combination, working_inputs(calibration), schedule, options.seed)
+    state = finished_state(module, originals[0])
+    return Encoding(state, meter.cost(passes.forward, passes.backward), {"steps": steps})
+
+
+def reinitialise(module: torch.nn.Module, seed: int) -> None:
+    """Give every layer new weights through its ``reset_parameters`` and let BatchNorm follow its batches.
+
+    Raises:
+        ModelError: names the layers that hold parameters and cannot reset them.
+    """
+    layers = {name: part for name, part in module.named_modules() if list(part.parameters(recurse=False))}
+    # `nn.MultiheadAttention` has its own under a private name.
+    resets = {
+        name: getattr(part, "reset_parameters", getattr(part, "_reset_parameters", None))
+        for name, part in layers.items()
+    }
+    missing = [f"{name or 'the model'} ({type(layers[name]).__name__})" for name, reset in resets.items() if not reset]
+    if missing:
+        raise ModelError(
+            f"distillation from a fresh start: no reset_parameters() in {', '.join(missing)}; "
+            "add one, or start at 'average' or 'coin'"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for reset in resets.values():
+            if reset is not None:
+                reset()
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.train()

@@ -1,0 +1,93 @@
+"""What linear layers and convolutions see: Gram matrices of their inputs, sum over points of x x^T.
+
+A convolution is a linear layer on patches (im2col), of which it sees one for each output position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+_KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def regressable(module: nn.Module) -> dict[str, Layer]:
+    """Return the linear layers and convolutions by name, without those whose weight is also another's."""
+    owners: dict[int, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        owners[id(parameter)] = owners.get(id(parameter), 0) + 1
+    return {
+        name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and owners[id(part.weight)] == 1
+    }
+
+
+@contextmanager
+def observed_grams(module: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect Gram matrices of all `regressable` layers while the block runs the module.
+
+    Yields:
+        By layer name, a float64 tensor of shape (groups, fan_in, fan_in), summed over all calls. Layers whose forward
+        is not called are absent.
+    """
+    grams: dict[str, torch.Tensor] = {}
+
+    def observer(name: str, layer: Layer) -> Any:
+        def observe(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+            found = patches(layer, (args[0] if args else kwargs["input"]).detach().float())
+            gram = (found.transpose(1, 2) @ found).double()
+            grams[name] = grams[name] + gram if name in grams else gram
+
+        return observe
+
+    handles = [
+        layer.register_forward_pre_hook(observer(name, layer), with_kwargs=True)
+        for name, layer in regressable(module).items()
+    ]
+    try:
+        yield grams
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def patches(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
+    """Lay out what each output of ``layer`` is computed from, shape (groups, positions, fan_in)."""
+    if isinstance(layer, nn.Linear):
+        return inputs.reshape(1, -1, layer.in_features)
+    spatial = len(layer.kernel_size)
+    unbatched = inputs.ndim == spatial + 1
+    found = _padded(layer, inputs.unsqueeze(0) if unbatched else inputs)
+    for axis in range(spatial):
+        # Dimension 2 + axis becomes the output positions; the offsets in the kernel go to the end.
+        size, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
+        count = (found.shape[2 + axis] - dilation * (size - 1) - 1) // stride + 1
+        index = torch.arange(count)[:, None] * stride + torch.arange(size) * dilation
+        before, after = found.shape[: 2 + axis], found.shape[3 + axis :]
+        columns = found.index_select(2 + axis, index.flatten()).reshape(*before, count, size, *after)
+        found = columns.movedim(3 + axis, -1)
+    points, channels = found.shape[:2]
+    positions, offsets = found.shape[2 : 2 + spatial].numel(), found.shape[2 + spatial :].numel()
+    grouped = found.reshape(points, layer.groups, channels // layer.groups, positions, offsets)
+    return grouped.permute(1, 0, 3, 2, 4).reshape(layer.groups, points * positions, -1)
+
+
+def _padded(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: torch.Tensor) -> torch.Tensor:
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    amounts = [amount for pair in reversed(_padding(layer)) for amount in pair]
+    return functional.pad(inputs, amounts, mode=mode)
+
+
+def _padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Sequence[tuple[int, int]]:
+    """Return what is added before and after, by dimension."""
+    if layer.padding == "valid":
+        return [(0, 0) for _ in layer.kernel_size]
+    if layer.padding == "same":
+        totals = [dilation * (size - 1) for size, dilation in zip(layer.kernel_size, layer.dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(amount), int(amount)) for amount in layer.padding]
