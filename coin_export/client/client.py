@@ -14,6 +14,7 @@ from coin_export.client.answer import Answers, Array
 from coin_export.client.discovery import Topology
 from coin_export.client.fanout import Fanout, Request
 from coin_export.client.gather import Finish, Gather
+from coin_export.client.memory import Memory
 from coin_export.client.outcome import answers, undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
@@ -37,6 +38,7 @@ class _Connection:
     pool: ServerPool
     topology: Topology
     signature: Signature
+    memory: Memory
 
     @property
     def group(self) -> Group:
@@ -52,7 +54,7 @@ class CodedClient:
     Args:
         addresses: ``host:port`` of the servers' gRPC endpoints, in order of preference.
         group: the group's name; needed when the servers serve several.
-        policy: when helping requests go out and when missing answers are decoded.
+        policy: when helping requests go out, how many may, and when missing answers are decoded.
         limits: bounds on waiting and on abandoned calls.
         transport: TLS, headers, compression and channel arguments.
         make_transport: makes the transport for an address.
@@ -114,7 +116,8 @@ class CodedClient:
         pool = ServerPool(self._addresses, self._make_transport, self._limits)
         try:
             topology = await pool.discover(self._group_name)
-            self._connection = _Connection(pool, topology, Signature(topology.group, topology.max_batch_size))
+            signature = Signature(topology.group, topology.max_batch_size)
+            self._connection = _Connection(pool, topology, signature, Memory(self._policy))
         except BaseException:
             await pool.close()
             raise
@@ -165,7 +168,8 @@ class CodedClient:
         options = RequestOptions(request_id, priority, timeout, headers, parameters)
         batch = connection.signature.check_request(inputs)
         rows = _wanted_rows(connection.group, wanted)
-        gather = Gather(connection.group.code, rows, self._policy, started, started + _check_deadline(deadline))
+        ends = started + _check_deadline(deadline)
+        gather = Gather(connection.group.code, rows, self._policy, connection.memory, started, ends)
         connection.pool.look_up_suspects()
         encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
         fanout = Fanout(gather, connection.pool, connection.signature, Request(encoded, batch, options))

@@ -87,8 +87,10 @@ class Fanout:
     def close(self) -> None:
         """Lose interest: release the calls that nobody waits for any more."""
         self._set_timer(math.inf)
-        for server, task in self._calls.values():
-            server.release(task)
+        for row, (server, task) in self._calls.items():
+            cancelled = server.release(task, partial(_learn_late, self._gather, row))
+            if cancelled and self.outcome.done() and not self.outcome.cancelled():
+                self._gather.overtaken(row, self._loop.time())
 
     @property
     def pending(self) -> dict[int, str]:
@@ -163,3 +165,9 @@ class Fanout:
         self.model_versions[row] = reply.model_version
         self.latency_s[row] = now - self._gather.started
         return ""
+
+
+def _learn_late(gather: Gather, row: int, task: Task) -> None:
+    """Let the memory learn from the answer of an abandoned call; holds on to nothing else of the request."""
+    if not task.cancelled() and task.exception() is None:
+        gather.arrived(row, asyncio.get_running_loop().time())

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from coin_export.client.policy import Policy
+from coin_export.client.memory import Memory
+from coin_export.client.policy import Begun, Policy
 from coin_export.code.linear import Decoding, LinearCode
 
 
@@ -67,6 +68,7 @@ class Gather:
         code: the group's code.
         wanted: the originals whose answers are asked for.
         policy: when to send and when to decode.
+        memory: of earlier requests; learns from this one, also from what is told after its end.
         started: when the request began.
         deadline: when it must have ended; infinite for never.
 
@@ -76,24 +78,34 @@ class Gather:
     """
 
     def __init__(
-        self, code: LinearCode, wanted: Sequence[int], policy: Policy, started: float, deadline: float = math.inf
+        self,
+        code: LinearCode,
+        wanted: Sequence[int],
+        policy: Policy,
+        memory: Memory,
+        started: float,
+        deadline: float = math.inf,
     ) -> None:
         self._code = code
         self._wanted = tuple(wanted)
         self._policy = policy
+        self._memory = memory
         self.started = started
         self._deadline = deadline
         self._arrived: set[int] = set()
         self._failed: set[int] = set()
         self._missing = set(wanted)
         self._helpers = tuple(row for row in range(code.n) if row not in self._missing)
-        self._helpers_at = policy.coded.coded_at(started)
+        self._helpers_at = policy.coded.coded_at(Begun(started, deadline, len(self._wanted)), memory.latencies)
+        self._helped_at = started
+        self._replaces = False  # whether help is in place of a wanted member that failed
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
         self.ended = False
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
+        self._memory.bucket.earn(len(self._wanted))
         if self._helpers_at > self.started:
             return [Send(self._wanted), *self._wake()]
         rows = tuple(range(self._code.n))
@@ -101,7 +113,8 @@ class Gather:
         return [Send(rows), *self._wake()]
 
     def arrived(self, row: int, now: float) -> list[Action]:
-        """Tell that a usable answer of a member that was asked has arrived."""
+        """Tell that a usable answer of a member that was asked has arrived, also if it is too late."""
+        self._learn(row, now)
         if self.ended:
             return []
         self._arrived.add(row)
@@ -115,9 +128,12 @@ class Gather:
         self._failed.add(row)
         if not self._decodable(set(range(self._code.n)) - self._failed):
             return self._give_up(Cause.TOO_FEW)
-        if row in self._missing:
-            self._helpers_at = min(self._helpers_at, now)
+        self._replaces = self._replaces or row in self._missing
         return self._proceed(now)
+
+    def overtaken(self, row: int, now: float) -> None:
+        """Tell that a call was ended unanswered, as the request had ended: it would have taken longer than this."""
+        self._learn(row, now)
 
     def woken(self, now: float) -> list[Action]:
         """Tell that the time of the last `Wake` has come, or that any other time has."""
@@ -130,7 +146,7 @@ class Gather:
         if not self._missing:
             return self._finish()
         if self._decode_at is None and self._decodable(self._arrived):
-            self._decode_at = self._policy.decode.decode_at(self.started, now)
+            self._decode_at = self._policy.decode.decode_at(self._helped_at, now)
         if self._decode_at is not None:
             nothing_to_wait_for = self._missing <= self._failed
             if nothing_to_wait_for or now >= min(self._decode_at, self._deadline):
@@ -147,10 +163,18 @@ class Gather:
         return self._code.decodable(rows, self._wanted)
 
     def _send_helpers(self, now: float) -> list[Action]:
-        if not self._helpers or now < self._helpers_at:
+        if not self._helpers or (now < self._helpers_at and not self._replaces):
+            return []
+        if not self._replaces and not self._memory.bucket.spend(len(self._helpers)):
+            self._helpers_at = now + (now - self.started)  # try again after as long again
             return []
         rows, self._helpers = self._helpers, ()
+        self._helped_at = now
         return [Send(rows)]
+
+    def _learn(self, row: int, now: float) -> None:
+        if row in self._wanted:  # these are all asked when the request begins
+            self._memory.latencies.add(now - self.started)
 
     def _wake(self) -> list[Action]:
         at = self._deadline

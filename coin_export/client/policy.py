@@ -1,31 +1,48 @@
 """When helping requests go out, and when missing answers are decoded. Values only: no clock, no state.
 
 A request asks the *wanted* originals at once. All other members (the coded models, and originals that are not
-wanted) only help decoding: they are asked when ``coded`` says so, or at once when a wanted original fails.
+wanted) only help decoding: they are asked when ``coded`` says so and the budget allows it, or at once when a
+wanted original fails or is known to be down.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+from coin_export.client.budget import Budget
+from coin_export.client.latency import CAPACITY, Latencies
 from coin_export.errors import UserError
+
+
+class Begun(NamedTuple):
+    """A request that begins.
+
+    Attributes:
+        started: when it began.
+        deadline: when it must have ended, on the same clock; infinite for never.
+        wanted: the number of originals whose answers are asked for.
+    """
+
+    started: float
+    deadline: float
+    wanted: int
 
 
 class CodedTiming(Protocol):
     """When the members that only help decoding are asked."""
 
-    def coded_at(self, started: float) -> float:
-        """Return the time to ask them, on the clock on which the request began at ``started``."""
+    def coded_at(self, request: Begun, recent: Latencies) -> float:
+        """Return the time to ask them, given how long originals took lately; may be infinite."""
         ...
 
 
 class DecodeTiming(Protocol):
     """When missing answers are decoded; never later than the request's deadline."""
 
-    def decode_at(self, started: float, decodable: float) -> float:
-        """Return the time to decode, given when the request began and when enough had arrived; may be infinite."""
+    def decode_at(self, helped: float, decodable: float) -> float:
+        """Return the time to decode, given when the helping members were asked and when enough had arrived."""
         ...
 
 
@@ -33,9 +50,9 @@ class DecodeTiming(Protocol):
 class AtOnce:
     """Ask every member at once: the shortest tail, for m/k more requests."""
 
-    def coded_at(self, started: float) -> float:
+    def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
-        return started
+        return request.started
 
 
 @dataclass(frozen=True)
@@ -51,16 +68,61 @@ class AfterDelay:
     def __post_init__(self) -> None:
         _check("AfterDelay.seconds", self.seconds)
 
-    def coded_at(self, started: float) -> float:
+    def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
-        return started + self.seconds
+        return request.started + self.seconds
+
+
+@dataclass(frozen=True)
+class AfterQuantile:
+    """Ask the helping members when a wanted answer takes longer than it did in all but a few recent requests.
+
+    With w wanted originals, each is waited for up to the ``q ** (1 / w)`` quantile of single calls, so that about
+    a share ``q`` of all requests gets along without help, whatever their number.
+
+    Attributes:
+        q: the quantile of recent requests.
+        window: the number of recent calls that count.
+        start_s: how long to wait while too few are known.
+
+    A request with a deadline is helped at the latest when half its time is over, as help takes time too.
+
+    Raises:
+        UserError: if an attribute is out of its range.
+    """
+
+    q: float = 0.95
+    window: int = 1024
+    start_s: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.q < 1:
+            raise UserError(f"AfterQuantile.q is {self.q}; give a number between 0 and 1, such as 0.95")
+        if not 1 <= self.window <= CAPACITY:
+            raise UserError(f"AfterQuantile.window is {self.window}; give a number of calls from 1 to {CAPACITY}")
+        _check("AfterQuantile.start_s", self.start_s)
+
+    def coded_at(self, request: Begun, recent: Latencies) -> float:
+        """See `CodedTiming`."""
+        usual = recent.quantile(self.q ** (1 / request.wanted), self.window)
+        at = request.started + (self.start_s if usual is None else usual)
+        return min(at, (request.started + request.deadline) / 2)
+
+
+@dataclass(frozen=True)
+class OnlyWhenDown:
+    """Ask the helping members only in place of one that fails or is known to be down: no help against slowness."""
+
+    def coded_at(self, request: Begun, recent: Latencies) -> float:
+        """See `CodedTiming`."""
+        return math.inf
 
 
 @dataclass(frozen=True)
 class AsSoonAsDecodable:
     """Decode at once when enough has arrived, even if a direct answer is about to come."""
 
-    def decode_at(self, started: float, decodable: float) -> float:
+    def decode_at(self, helped: float, decodable: float) -> float:
         """See `DecodeTiming`."""
         return decodable
 
@@ -69,9 +131,9 @@ class AsSoonAsDecodable:
 class AfterGrace:
     """Wait a little for the direct answers once decoding is possible.
 
-    The grace is ``share`` of the time it took to become decodable, and at least ``at_least_s``: servers in good
-    health answer within about twice the time of the fastest of them, so a healthy group returns direct answers,
-    and a straggler costs about one ordinary latency more.
+    The grace is ``share`` of the time from asking the helping members to being decodable, and at least
+    ``at_least_s``: servers in good health answer within about twice the time of the fastest of them, so a healthy
+    group returns direct answers, and a straggler costs about one ordinary latency more.
 
     Raises:
         UserError: if an attribute is negative or not finite.
@@ -84,16 +146,16 @@ class AfterGrace:
         _check("AfterGrace.at_least_s", self.at_least_s)
         _check("AfterGrace.share", self.share)
 
-    def decode_at(self, started: float, decodable: float) -> float:
+    def decode_at(self, helped: float, decodable: float) -> float:
         """See `DecodeTiming`."""
-        return decodable + max(self.at_least_s, self.share * (decodable - started))
+        return decodable + max(self.at_least_s, self.share * (decodable - helped))
 
 
 @dataclass(frozen=True)
 class AtDeadline:
     """Decode only when the deadline has come or the missing originals have failed: the most direct answers."""
 
-    def decode_at(self, started: float, decodable: float) -> float:
+    def decode_at(self, helped: float, decodable: float) -> float:
         """See `DecodeTiming`."""
         return math.inf
 
@@ -102,16 +164,19 @@ class AtDeadline:
 class Policy:
     """How one request is run.
 
-    The default asks everybody at once and decodes after a short grace: the shortest tail that still returns
-    direct answers while all is well.
+    The default asks for help when an answer is later than nineteen in twenty, within a budget of a tenth more
+    requests, and decodes after a short grace: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
+    gives the shortest tail, for m/k more requests.
 
     Attributes:
         coded: when the members that only help decoding are asked.
         decode: when missing answers are decoded.
+        budget: bounds the help against slowness.
     """
 
-    coded: CodedTiming = field(default_factory=AtOnce)
+    coded: CodedTiming = field(default_factory=AfterQuantile)
     decode: DecodeTiming = field(default_factory=AfterGrace)
+    budget: Budget = field(default_factory=Budget)
 
 
 def _check(what: str, seconds: float) -> None:

@@ -88,14 +88,22 @@ class Server:
         task.add_done_callback(self._done)
         return task
 
-    def release(self, task: Task) -> None:
-        """Lose interest in a call: it is cancelled where that is safe, and abandoned where it is not."""
+    def release(self, task: Task, on_late: Callable[[Task], None] | None = None) -> bool:
+        """Lose interest in a call: it is cancelled where that is safe, and abandoned where it is not.
+
+        Args:
+            task: the call; nothing happens if it has ended.
+            on_late: gets the finished task of an abandoned call.
+
+        Returns:
+            Whether the call was cancelled.
+        """
         if task not in self._calls:
-            return
-        self._calls[task] = None
+            return False
         if self.transport.may_cancel:
-            task.cancel()
-            return
+            self._calls[task] = None
+            return task.cancel()
+        self._calls[task] = on_late
         self._abandoned.add(task)
         if len(self._abandoned) >= self._abandoned_limit and not self._overflow_logged:
             self._overflow_logged = True
@@ -105,6 +113,7 @@ class Server:
                 len(self._abandoned),
                 extra={"server": self.address},
             )
+        return False
 
     def _done(self, task: Task) -> None:
         on_done = self._calls.pop(task)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import combinations
 
 import numpy as np
@@ -78,6 +78,13 @@ class LinearCode:
         for index, row in enumerate(rows):
             _check_coefficients(row, f"row {index} of the coefficients")
         return cls(tuple(tuple(float(value) / math.fsum(row) for value in row) for row in rows))
+
+    def __hash__(self) -> int:
+        return self._hash  # lookups of decodings hash the code, and a request makes several
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.parities)
 
     @property
     def k(self) -> int:

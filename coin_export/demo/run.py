@@ -21,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from coin_export.client import CodedClient, Source
+from coin_export.client import AtOnce, CodedClient, Policy, Source
 from coin_export.code.decode import Array
 from coin_export.datasets import bundled
 from coin_export.datasets.calibration import CalibrationInputs
@@ -196,7 +196,7 @@ async def _ask(
     total = sum(len(images.test_labels) for images in sets.values())
     addresses = [server.grpc_address for server in servers.values()]
     phases: list[PhaseResult] = []
-    async with CodedClient(addresses) as client:
+    async with CodedClient(addresses, policy=Policy(coded=AtOnce())) as client:
         versions = {"tritonserver": next(iter(client.server_versions.values()))}
         image = next(iter(sets.values())).test_images[:1]
         for _ in range(WARM_UP_REQUESTS):

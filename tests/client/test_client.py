@@ -12,6 +12,7 @@ import pytest
 from coin_export.client import (
     AfterDelay,
     AfterGrace,
+    AfterQuantile,
     AsSoonAsDecodable,
     AtDeadline,
     CodedClient,
@@ -57,6 +58,17 @@ async def test_healthy_servers_answer_directly() -> None:
         assert "a: direct" in repr(answers)
         with pytest.raises(RequestError, match="has no output 'nothing'"):
             answers["a"].as_numpy("nothing")
+
+
+async def test_coded_models_are_not_asked_while_all_is_well() -> None:
+    servers = one_each(GROUP)
+    async with (
+        started(*servers) as addresses,
+        CodedClient(addresses, policy=Policy(AfterQuantile(start_s=60))) as client,
+    ):
+        for _ in range(5):
+            await client.infer({"input": BATCH})
+        assert [server.asked for server in servers] == [5, 5, 0]
 
 
 async def test_a_straggler_is_decoded_with_the_quality_measured_at_build() -> None:

@@ -7,14 +7,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from coin_export.client.budget import Budget
 from coin_export.client.gather import Cause, Finish, Gather, GiveUp, Send, Wake
-from coin_export.client.policy import AfterDelay, AfterGrace, AsSoonAsDecodable, AtDeadline, AtOnce, Policy
+from coin_export.client.memory import Memory
+from coin_export.client.policy import (
+    AfterDelay,
+    AfterGrace,
+    AfterQuantile,
+    AsSoonAsDecodable,
+    AtDeadline,
+    AtOnce,
+    OnlyWhenDown,
+    Policy,
+)
 from coin_export.code.decode import decode
 from coin_export.code.linear import LinearCode
 from tests.client.virtual import Fate, Run, run
 
 PAIR = LinearCode(((0.5, 0.5),))  # originals 0 and 1, coded model 2
 SOON = Policy(AtOnce(), AsSoonAsDecodable())
+EVERYBODY = Policy(AtOnce())
 NEVER = Fate(math.inf)
 
 
@@ -34,7 +46,7 @@ def ended(found: Run | None) -> float:
 
 
 def test_both_originals_in_time_are_returned_directly_although_the_coded_answer_came_first() -> None:
-    found = run(PAIR, (0, 1), Policy(), [Fate(0.010), Fate(0.015), Fate(0.001)])
+    found = run(PAIR, (0, 1), EVERYBODY, [Fate(0.010), Fate(0.015), Fate(0.001)])
     assert finish_of(found) == Finish((0, 1), None, ())
     assert ended(found) == 0.015
 
@@ -85,18 +97,18 @@ def test_at_deadline_waits_for_the_direct_answer_until_the_deadline() -> None:
 
 
 def test_too_few_answers_by_the_deadline_give_up_at_the_deadline() -> None:
-    found = run(PAIR, (0, 1), Policy(), [Fate(0.01), NEVER, NEVER], deadline=0.05)
+    found = run(PAIR, (0, 1), EVERYBODY, [Fate(0.01), NEVER, NEVER], deadline=0.05)
     assert found is not None and found.outcome == GiveUp(Cause.DEADLINE) and found.ended_at == 0.05
 
 
 def test_too_many_failures_give_up_at_once_and_not_at_the_deadline() -> None:
     fates = [NEVER, Fate(0.010, fails=True), Fate(0.020, fails=True)]
-    found = run(PAIR, (0, 1), Policy(), fates, deadline=5.0)
+    found = run(PAIR, (0, 1), EVERYBODY, fates, deadline=5.0)
     assert found is not None and found.outcome == GiveUp(Cause.TOO_FEW) and found.ended_at == 0.020
 
 
 def test_a_failed_coded_model_does_not_end_a_request_that_originals_can_answer() -> None:
-    found = run(PAIR, (0, 1), Policy(), [Fate(0.01), Fate(0.02), Fate(0.001, fails=True)])
+    found = run(PAIR, (0, 1), EVERYBODY, [Fate(0.01), Fate(0.02), Fate(0.001, fails=True)])
     assert finish_of(found).direct == (0, 1)
 
 
@@ -123,15 +135,28 @@ def test_originals_that_are_not_wanted_are_held_back_with_the_coded_models() -> 
     assert outcome.direct == () and outcome.decoding is not None and outcome.decoding.wanted == (1,)
 
 
+def test_the_grace_counts_from_when_help_was_asked_for() -> None:
+    policy = Policy(AfterDelay(0.100), AfterGrace(at_least_s=0.002, share=1.0))
+    assert ended(run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.110)
+
+
+def test_without_help_against_slowness_only_a_failure_is_made_good() -> None:
+    policy = Policy(OnlyWhenDown())
+    slow = run(PAIR, (0, 1), policy, [Fate(0.01), Fate(2.0), Fate(0.01)])
+    assert slow is not None and set(slow.sent_at) == {0, 1} and slow.ended_at == 2.0
+    failing = run(PAIR, (0, 1), policy, [Fate(0.01), Fate(0.02, fails=True), Fate(0.01)])
+    assert failing is not None and failing.sent_at[2] == 0.02 and finish_of(failing).erased == (1,)
+
+
 def test_a_wake_up_that_comes_too_early_is_asked_for_again() -> None:
-    gather = Gather(PAIR, (0, 1), Policy(), 0.0, 1.0)
+    gather = Gather(PAIR, (0, 1), EVERYBODY, Memory(EVERYBODY), 0.0, 1.0)
     assert gather.start() == [Send((0, 1, 2)), Wake(1.0)]
     assert gather.woken(0.999) == [Wake(1.0)]
     assert gather.woken(1.0) == [GiveUp(Cause.DEADLINE)]
 
 
 def test_nothing_is_repeated_while_nothing_changes() -> None:
-    gather = Gather(vandermonde(4, 2), range(4), Policy(), 0.0, 1.0)
+    gather = Gather(vandermonde(4, 2), range(4), EVERYBODY, Memory(EVERYBODY), 0.0, 1.0)
     gather.start()
     assert gather.arrived(0, 0.1) == [] and gather.arrived(4, 0.2) == [] and gather.failed(1, 0.3) == []
 
@@ -139,9 +164,12 @@ def test_nothing_is_repeated_while_nothing_changes() -> None:
 codes = st.sampled_from([PAIR, vandermonde(2, 2), vandermonde(3, 1), vandermonde(3, 2), vandermonde(5, 3)])
 times = st.sampled_from([0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.021, math.inf]) | st.floats(0, 1)
 fates = st.builds(Fate, times, st.booleans())
-coded_timings = st.just(AtOnce()) | st.builds(AfterDelay, st.sampled_from([0.0, 0.002, 0.05]))
+coded_timings = st.sampled_from([AtOnce(), OnlyWhenDown(), AfterQuantile()]) | st.builds(
+    AfterDelay, st.sampled_from([0.0, 0.002, 0.05])
+)
 decode_timings = st.sampled_from([AsSoonAsDecodable(), AtDeadline(), AfterGrace(), AfterGrace(0.0, 0.0)])
-policies = st.builds(Policy, coded_timings, decode_timings)
+budgets = st.sampled_from([Budget(), Budget(0.0, 0.0)])
+policies = st.builds(Policy, coded_timings, decode_timings, budgets)
 
 
 @st.composite
@@ -211,6 +239,7 @@ def check_time(
         for count in range(1, len(order) + 1)
         if code.decodable([row for row in order if found.arrived_at[row] <= found.arrived_at[order[count - 1]]], wanted)
     )
-    due = min(policy.decode.decode_at(0.0, decodable), deadline)
+    helped = max(found.sent_at.values())
+    due = min(policy.decode.decode_at(helped, decodable), deadline)
     settled = max((found.arrived_at | found.failed_at).get(row, math.inf) for row in wanted)
     assert found.ended_at == min(due, max(decodable, settled))

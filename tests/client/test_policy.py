@@ -2,21 +2,65 @@ import math
 
 import pytest
 
-from coin_export.client import AfterDelay, AfterGrace, AsSoonAsDecodable, AtDeadline, AtOnce, Policy
+from coin_export.client import (
+    AfterDelay,
+    AfterGrace,
+    AfterQuantile,
+    AsSoonAsDecodable,
+    AtDeadline,
+    AtOnce,
+    Budget,
+    OnlyWhenDown,
+    Policy,
+)
+from coin_export.client.latency import Latencies
+from coin_export.client.policy import Begun
 from coin_export.errors import UserError
+
+BEGUN = Begun(started=3.0, deadline=math.inf, wanted=1)
+UNKNOWN = Latencies()
 
 
 def test_times_follow_from_the_policy() -> None:
-    assert AtOnce().coded_at(3.0) == 3.0
-    assert AfterDelay(0.5).coded_at(3.0) == 3.5
+    assert AtOnce().coded_at(BEGUN, UNKNOWN) == 3.0
+    assert AfterDelay(0.5).coded_at(BEGUN, UNKNOWN) == 3.5
+    assert OnlyWhenDown().coded_at(BEGUN, UNKNOWN) == math.inf
     assert AsSoonAsDecodable().decode_at(3.0, 4.0) == 4.0
     assert AtDeadline().decode_at(3.0, 4.0) == math.inf
     assert AfterGrace(0.1, 0.5).decode_at(3.0, 4.0) == 4.5
     assert AfterGrace(0.1, 0.5).decode_at(3.0, 3.01) == pytest.approx(3.11)
 
 
-def test_the_default_asks_at_once_and_decodes_after_a_grace() -> None:
-    assert Policy() == Policy(AtOnce(), AfterGrace(at_least_s=0.002, share=1.0))
+def test_the_default_asks_for_help_after_the_recent_p95_within_a_tenth_more_requests() -> None:
+    assert Policy() == Policy(AfterQuantile(q=0.95), AfterGrace(at_least_s=0.002, share=1.0), Budget(share=0.10))
+
+
+def test_a_quantile_of_requests_is_a_higher_one_of_single_calls() -> None:
+    recent = Latencies()
+    for milliseconds in range(1, 1001):
+        recent.add(milliseconds / 1000)
+    timing = AfterQuantile(q=0.9, window=1000)
+    assert timing.coded_at(BEGUN, recent) == pytest.approx(3.0 + 0.900, abs=0.002)
+    assert timing.coded_at(BEGUN._replace(wanted=2), recent) == pytest.approx(3.0 + 0.949, abs=0.002)
+
+
+def test_while_too_few_latencies_are_known_a_fixed_time_counts() -> None:
+    recent = Latencies()
+    for _ in range(19):
+        recent.add(1.0)
+    assert AfterQuantile(start_s=0.07).coded_at(BEGUN, recent) == 3.07
+    recent.add(1.0)
+    assert AfterQuantile(start_s=0.07).coded_at(BEGUN, recent) == 4.0
+
+
+def test_help_comes_at_the_latest_half_way_to_the_deadline() -> None:
+    assert AfterQuantile(start_s=0.05).coded_at(BEGUN._replace(deadline=3.02), UNKNOWN) == pytest.approx(3.01)
+
+
+@pytest.mark.parametrize("options", [{"q": 0}, {"q": 1.0}, {"q": math.nan}, {"window": 0}, {"window": 4097}])
+def test_quantile_and_window_have_a_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"AfterQuantile\.(q|window) is"):
+        AfterQuantile(**options)  # type: ignore[arg-type]  # wrong on purpose
 
 
 @pytest.mark.parametrize("seconds", [-0.1, math.inf, math.nan])

@@ -9,13 +9,13 @@ import logging
 import numpy as np
 import pytest
 
-from coin_export.client import AfterGrace, AsSoonAsDecodable, CodedClient, Limits, Policy, Source
+from coin_export.client import AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, CodedClient, Limits, Policy, Source
 from coin_export.errors import UndecodableError
 from tests.client.fake_triton import PIXELS, aborting, ask_until, eventually, make_group, one_each, started
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
-SOON = Policy(decode=AsSoonAsDecodable())
+SOON = Policy(AtOnce(), AsSoonAsDecodable())
 PATIENT = Policy(decode=AfterGrace(at_least_s=30.0))
 
 
@@ -69,6 +69,21 @@ async def test_abandoned_calls_are_bounded_and_the_server_is_used_again_when_the
         await eventually(lambda: servers[0].answered == 3)
         await ask_until(client, lambda _: servers[0].asked > 3)
     assert caplog.text.count("abandoned calls unanswered") == 1
+
+
+async def test_the_late_answer_of_an_abandoned_call_teaches() -> None:
+    servers = one_each(GROUP)
+    async with started(*servers) as addresses:
+        policy = Policy(AfterQuantile(0.95, window=40), AsSoonAsDecodable())
+        async with CodedClient(addresses, policy=policy) as client:
+            for _ in range(20):
+                servers[0].hold.clear()
+                assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
+                servers[0].hold.set()
+                await eventually(lambda: servers[0].answered == servers[0].asked)
+            coded = servers[2].asked
+            assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
+            assert servers[2].asked == coded
 
 
 async def test_late_failures_of_abandoned_calls_are_silent(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
+from coin_export.client.memory import Memory
 from coin_export.client.policy import Policy
 from coin_export.code.linear import LinearCode
 
@@ -40,9 +41,10 @@ def run(
     *,
     started: float = 0.0,
     deadline: float = math.inf,
+    memory: Memory | None = None,
 ) -> Run | None:
     """Run one request to its end; None when it would wait for ever."""
-    gather = Gather(code, wanted, policy, started, deadline)
+    gather = Gather(code, wanted, policy, memory or Memory(policy), started, deadline)
     events: list[tuple[float, int]] = []
     ends: list[tuple[Finish | GiveUp, float]] = []
     sent: dict[int, float] = {}

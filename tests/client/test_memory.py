@@ -1,0 +1,150 @@
+"""What a client remembers: latencies, and what is left of the budget. On a virtual clock, over many requests."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coin_export.client import AfterDelay, AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, Budget, Policy
+from coin_export.client.budget import TokenBucket
+from coin_export.client.gather import Finish, Gather
+from coin_export.client.latency import CAPACITY, Latencies
+from coin_export.client.memory import Memory
+from coin_export.code.linear import LinearCode
+from coin_export.errors import UserError
+from tests.client.virtual import Fate, Run, run
+
+PAIR = LinearCode(((0.5, 0.5),))
+LATE = Fate(math.inf)
+
+
+def serve(policy: Policy, memory: Memory, script: list[list[Fate]], deadline: float = 10.0) -> list[Run]:
+    """Run one request after the other."""
+    runs = []
+    for number, fates in enumerate(script):
+        started = 100.0 * number
+        found = run(PAIR, (0, 1), policy, fates, started=started, deadline=started + deadline, memory=memory)
+        assert found is not None
+        runs.append(found)
+    return runs
+
+
+@given(st.lists(st.floats(1e-4, 10.0), min_size=20, max_size=300), st.floats(0.01, 0.99), st.integers(1, 400))
+def test_a_quantile_is_that_of_the_latest_values(values: list[float], q: float, window: int) -> None:
+    recent = Latencies()
+    for value in values:
+        recent.add(value)
+    size = min(window, len(values))
+    expected = sorted(values[-size:])[max(math.ceil(q * size) - 1, 0)]
+    assert recent.quantile(q, window) == expected
+
+
+def test_old_latencies_are_forgotten() -> None:
+    recent = Latencies()
+    for value in (1.0, 2.0):
+        for _ in range(CAPACITY):
+            recent.add(value)
+    assert recent.quantile(0.01) == 2.0
+    for _ in range(32):
+        recent.add(3.0)
+    assert recent.quantile(0.5) == 2.0 and recent.quantile(0.01, 32) == 3.0
+
+
+def test_a_quantile_is_found_anew_as_latencies_change() -> None:
+    recent = Latencies()
+    for _ in range(64):
+        recent.add(1.0)
+    assert recent.quantile(0.5, 32) == 1.0
+    for _ in range(32):
+        recent.add(2.0)
+    assert recent.quantile(0.5, 32) == 2.0
+
+
+@given(
+    st.floats(0, 1),
+    st.floats(0, 20),
+    st.lists(st.tuples(st.integers(1, 8), st.integers(1, 4)), min_size=1, max_size=200),
+)
+def test_what_is_spent_never_exceeds_share_and_burst(
+    share: float, burst: float, requests: list[tuple[int, int]]
+) -> None:
+    bucket = TokenBucket(Budget(share, burst))
+    asked = spent = 0
+    for wanted, helpers in requests:
+        bucket.earn(wanted)
+        asked += wanted
+        spent += helpers * bucket.spend(helpers)
+        assert spent <= share * asked + burst + 1e-6
+
+
+@pytest.mark.parametrize("options", [{"share": -0.1}, {"burst": -1}, {"share": math.nan}, {"burst": math.inf}])
+def test_a_budget_is_finite_and_not_negative(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"Budget\.(share|burst) is"):
+        Budget(**options)
+
+
+def test_about_one_request_in_twenty_is_helped() -> None:
+    policy = Policy(AfterQuantile(0.95), AsSoonAsDecodable(), Budget(1.0, 100))
+    memory = Memory(policy)
+    times = np.random.default_rng(0).lognormal(-6, 0.5, size=(3000, 3))
+    runs = serve(policy, memory, [[Fate(time) for time in row] for row in times])
+    helped = np.mean([2 in found.sent_at for found in runs[500:]])
+    assert 0.03 < helped < 0.07
+
+
+def test_the_budget_holds_when_everything_is_slow() -> None:
+    policy = Policy(AfterDelay(0.010), AfterGrace(), Budget(share=0.10, burst=5))
+    memory = Memory(policy)
+    runs = serve(policy, memory, [[Fate(1.0)] * 3] * 1000)
+    assert all(isinstance(found.outcome, Finish) for found in runs)
+    helped = sum(2 in found.sent_at for found in runs)
+    assert 0.09 * 2000 <= helped <= 0.10 * 2000 + 5
+
+
+def test_a_failed_member_is_made_good_although_the_budget_is_spent() -> None:
+    policy = Policy(AfterDelay(0.010), AfterGrace(), Budget(0.0, 0.0))
+    memory = Memory(policy)
+    runs = serve(policy, memory, [[Fate(0.001), Fate(0.002, fails=True), Fate(0.001)]] * 10)
+    assert all(isinstance(found.outcome, Finish) and 2 in found.sent_at for found in runs)
+
+
+def test_who_asks_everybody_at_once_is_not_bounded() -> None:
+    policy = Policy(AtOnce(), AfterGrace(), Budget(0.0, 0.0))
+    runs = serve(policy, Memory(policy), [[Fate(0.001)] * 3] * 10)
+    assert all(2 in found.sent_at for found in runs)
+
+
+def test_a_request_that_was_refused_help_asks_again_later() -> None:
+    policy = Policy(AfterDelay(1.0), AsSoonAsDecodable(), Budget(share=0.5, burst=1))
+    memory = Memory(policy)
+    first = Gather(PAIR, (0, 1), policy, memory, 0.0)
+    second = Gather(PAIR, (0, 1), policy, memory, 0.0)
+    assert [action.__class__.__name__ for action in first.start()] == ["Send", "Wake"]
+    second.start()
+    assert first.woken(1.0)[0] == ((2,),)
+    (wake,) = second.woken(1.0)
+    assert wake == (2.0,)
+    Gather(PAIR, (0, 1), policy, memory, 1.5).start()  # earns what the second one needs
+    assert second.woken(2.0)[0] == ((2,),)
+
+
+def test_late_and_cancelled_calls_teach_and_helpers_do_not() -> None:
+    policy = Policy(AtOnce(), AsSoonAsDecodable())
+    memory = Memory(policy)
+    for number in range(20):
+        gather = Gather(PAIR, (0, 1), policy, memory, 0.0)
+        gather.start()
+        gather.arrived(0, 0.001)
+        gather.arrived(2, 0.002)
+        assert gather.ended
+        if number % 2:
+            gather.arrived(1, 0.3)
+        else:
+            gather.overtaken(1, 0.2)
+    assert memory.latencies.quantile(0.5) == 0.001
+    assert memory.latencies.quantile(0.6) == 0.2
+    assert memory.latencies.quantile(0.99) == 0.3
