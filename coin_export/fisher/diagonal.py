@@ -14,13 +14,11 @@ import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.errors import CalibrationError, ModelError, NonFiniteError
-from coin_export.fisher.general import GeneralPath, Squares
+from coin_export.fisher.general import Squares
 from coin_export.fisher.likelihood import directions, passes
 from coin_export.fisher.options import FisherOptions
+from coin_export.fisher.verified import VerifiedPath
 from coin_export.model.signature import Original, to_tensors
-
-# Gradients of one pass, in elements: of large models fewer points than a batch are handled at once.
-_MAX_ELEMENTS = 2**26
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +56,7 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
     """
     _check(original, calibration)
     width = sum(math.prod(spec.shape) for spec in original.signature.outputs)
-    path = GeneralPath(original, options)
+    path = VerifiedPath(original, options)
     totals: Squares = {}
     try:
         for batch, points in _batches(original, calibration, options):
@@ -83,10 +81,8 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
 def _batches(
     original: Original, calibration: CalibrationInputs, options: FisherOptions
 ) -> Iterator[tuple[CalibrationInputs, range]]:
-    elements = sum(parameter.numel() for parameter in original.module.parameters())
-    size = max(1, min(options.batch_size, _MAX_ELEMENTS // elements))
-    for start in range(0, len(calibration), size):
-        points = range(start, min(start + size, len(calibration)))
+    for start in range(0, len(calibration), options.batch_size):
+        points = range(start, min(start + options.batch_size, len(calibration)))
         yield calibration.take(slice(points.start, points.stop)), points
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch.func import functional_call, vjp, vmap
@@ -20,6 +20,9 @@ from coin_export.model.signature import Original, name_outputs
 Squares = dict[str, torch.Tensor]
 _PointResult = tuple[Squares, tuple[torch.Tensor, ...]]
 
+# Gradients of single points, in elements: of large models fewer points than a batch are handled at once.
+_MAX_ELEMENTS = 2**26
+
 _log = logging.getLogger(__name__)
 
 
@@ -29,17 +32,17 @@ class GeneralPath:
     Half-precision weights and inputs are widened to float32, so that small gradients do not vanish when squared.
     """
 
-    def __init__(self, original: Original, options: FisherOptions) -> None:
-        module = original.module
+    def __init__(self, original: Original, options: FisherOptions, wanted: Collection[str] | None = None) -> None:
+        """Prepare for the parameters ``wanted``, or for all."""
         self._name = original.name
-        self._module = module
+        self._module = original.module
         self._outputs = tuple(spec.name for spec in original.signature.outputs)
         self._options = options
-        named = [*module.named_parameters(), *module.named_buffers()]
-        tensors = {name: widened(tensor.detach()) for name, tensor in named}
-        wanted = {name for name, tensor in module.named_parameters() if tensor.is_floating_point()}
-        self._parameters = {name: tensors[name] for name in tensors if name in wanted}
-        self._constants = {name: tensors[name] for name in tensors if name not in wanted}
+        parameters, self._constants = parameters_and_constants(original.module)
+        self._parameters = {name: parameters[name] for name in parameters if wanted is None or name in wanted}
+        self._constants |= {name: parameters[name] for name in parameters.keys() - self._parameters.keys()}
+        elements = sum(tensor.numel() for tensor in self._parameters.values())
+        self._size = max(1, _MAX_ELEMENTS // max(1, elements))
         self._vectorised = True
 
     def __call__(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> tuple[Squares, list[bool]]:
@@ -54,6 +57,10 @@ class GeneralPath:
             was finite everywhere.
         """
         arguments = (directions, *(widened(tensor) for tensor in inputs))
+        chunks = zip(*(torch.split(argument, self._size) for argument in arguments), strict=True)
+        return _added(self._chunk(chunk) for chunk in chunks)
+
+    def _chunk(self, arguments: Sequence[torch.Tensor]) -> tuple[Squares, list[bool]]:
         # The fused attention kernels cannot be vectorised over points; the plain one can.
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
@@ -79,6 +86,15 @@ class GeneralPath:
         return squares, tuple(torch.isfinite(output).all() for output in outputs)
 
 
+def parameters_and_constants(module: torch.nn.Module) -> tuple[Squares, dict[str, torch.Tensor]]:
+    """Split a module's tensors, widened and detached, into floating-point parameters and all others."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    tensors = {name: widened(tensor.detach()) for name, tensor in named}
+    wanted = {name for name, tensor in module.named_parameters() if tensor.is_floating_point()}
+    constants = {name: tensor for name, tensor in tensors.items() if name not in wanted}
+    return {name: tensor for name, tensor in tensors.items() if name in wanted}, constants
+
+
 def widened(tensor: torch.Tensor) -> torch.Tensor:
     """Return half-precision tensors as float32, others as they are."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -91,9 +107,12 @@ def _summed(result: _PointResult) -> tuple[Squares, list[bool]]:
 
 
 def _one_by_one(point: Callable[..., _PointResult], arguments: Sequence[torch.Tensor]) -> tuple[Squares, list[bool]]:
-    batches = (_summed(_alone(point(*items))) for items in zip(*arguments, strict=True))
-    totals, finite = next(batches)
-    for squares, flags in batches:
+    return _added(_summed(_alone(point(*items))) for items in zip(*arguments, strict=True))
+
+
+def _added(results: Iterator[tuple[Squares, list[bool]]]) -> tuple[Squares, list[bool]]:
+    totals, finite = next(results)
+    for squares, flags in results:
         totals = {name: total + squares[name] for name, total in totals.items()}
         finite = [before and now for before, now in zip(finite, flags, strict=True)]
     return totals, finite

@@ -1,0 +1,1 @@
+"""Sums over points of squared per-point gradients, by kind of layer."""

@@ -1,0 +1,91 @@
+"""The fast path where it can be trusted, the general path for everything else.
+
+The first points of the first batch take both paths. From then on the fast one serves the parameters on which they
+agreed, as long as it still claims them for the batch at hand.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Sequence
+
+import torch
+
+from coin_export.fisher.fast import FastPath, FastResult
+from coin_export.fisher.general import GeneralPath, Squares, parameters_and_constants
+from coin_export.fisher.options import FisherOptions
+from coin_export.model.signature import Original
+
+# Two points show a mixing of points that one cannot; a few vectors show what many do.
+_POINTS, _PASSES = 2, 4
+# With less than this share of all parameter elements the fast path saves nothing: the general one is needed anyway.
+_WORTHWHILE = 0.25
+
+_log = logging.getLogger(__name__)
+
+
+class VerifiedPath:
+    """Computes sums of squared gradients; called like `GeneralPath`, on successive batches of one model."""
+
+    def __init__(self, original: Original, options: FisherOptions) -> None:
+        self._original = original
+        self._options = options
+        self._fast = FastPath(original, options)
+        self._general: dict[frozenset[str], GeneralPath] = {}
+        parameters, _ = parameters_and_constants(original.module)
+        self._elements = {name: tensor.numel() for name, tensor in parameters.items()}
+        self._dtypes = {name: tensor.dtype for name, tensor in parameters.items()}
+        self._trusted: frozenset[str] | None = None
+
+    def __call__(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> tuple[Squares, list[bool]]:
+        """Handle one batch, see `GeneralPath`."""
+        if self._trusted is None:
+            self._trusted = self._verify([tensor[:_POINTS] for tensor in inputs], directions[:_POINTS, :_PASSES])
+        result = self._try_fast(inputs, directions) if self._trusted else None
+        if result is None:
+            return self._general_path(self._elements.keys())(inputs, directions)
+        squares = {name: square for name, square in result.squares.items() if name in self._trusted}
+        missing = self._elements.keys() - squares.keys()
+        if missing:
+            squares |= self._general_path(missing)(inputs, directions)[0]
+        return {name: squares[name] for name in self._elements}, result.finite
+
+    def _verify(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> frozenset[str]:
+        """Return the parameters that both paths agree on; none, if they disagree on any."""
+        result = self._try_fast(inputs, directions)
+        if result is None:
+            return frozenset()
+        claimed = frozenset(result.squares)
+        if sum(self._elements[name] for name in claimed) < _WORTHWHILE * sum(self._elements.values()):
+            return frozenset()
+        wanted, finite = self._general_path(claimed)(inputs, directions)
+        differing = sorted(name for name in claimed if not self._agree(name, result.squares, wanted))
+        if finite == result.finite and not differing:
+            return claimed
+        if all(finite):
+            _log.warning(
+                "model %r takes the slow path: on a batch, its outputs or the gradients of %s are not those of single "
+                "points; does it mix the points of a batch?",
+                self._original.name,
+                ", ".join(differing[:5]) or "no parameter",
+            )
+        return frozenset()
+
+    def _try_fast(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> FastResult | None:
+        try:
+            return self._fast(inputs, directions)
+        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+            _log.warning("model %r takes the slow path, it cannot be run on batches: %s", self._original.name, error)
+            self._trusted = frozenset()
+            return None
+
+    def _general_path(self, wanted: Collection[str]) -> GeneralPath:
+        names = frozenset(wanted)
+        if names not in self._general:
+            self._general[names] = GeneralPath(self._original, self._options, names)
+        return self._general[names]
+
+    def _agree(self, name: str, found: Squares, wanted: Squares) -> bool:
+        """Whether the summed difference is small against the sum: single ReLUs may flip between batch sizes."""
+        tolerance = 3.0 * torch.finfo(self._dtypes[name]).eps ** 0.5
+        return bool((found[name] - wanted[name]).abs().sum() <= tolerance * wanted[name].sum())
