@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from coin_export.client.answer import Outputs
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
@@ -35,6 +35,12 @@ class Request:
     encoded: Any
     batch: int
     options: RequestOptions
+
+
+class _Call(NamedTuple):
+    server: Server
+    task: Task
+    sent: float
 
 
 class Fanout:
@@ -72,7 +78,7 @@ class Fanout:
         self._signature = signature
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
-        self._calls: dict[int, tuple[Server, Task]] = {}
+        self._calls: dict[int, _Call] = {}
         self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
 
     @property
@@ -87,15 +93,19 @@ class Fanout:
     def close(self) -> None:
         """Lose interest: release the calls that nobody waits for any more."""
         self._set_timer(math.inf)
-        for row, (server, task) in self._calls.items():
-            cancelled = server.release(task, partial(_learn_late, self._gather, row))
-            if cancelled and self.outcome.done() and not self.outcome.cancelled():
-                self._gather.overtaken(row, self._loop.time())
+        now = self._loop.time()
+        ended = self.outcome.done() and not self.outcome.cancelled()  # else the caller lost interest
+        for row, call in self._calls.items():
+            if call.task.done():
+                continue
+            overdue = ended and now - call.sent >= self._gather.patience_s
+            if call.server.release(call.task, partial(_learn_late, self._gather, row), overdue=overdue) and ended:
+                self._gather.overtaken(row, now)
 
     @property
     def pending(self) -> dict[int, str]:
         """Return the servers that were asked and have neither answered nor failed, by row."""
-        asked = {row: server.address for row, (server, _) in self._calls.items()}
+        asked = {row: call.server.address for row, call in self._calls.items()}
         return {row: address for row, address in asked.items() if row not in self.outputs and row not in self.failures}
 
     def _advance(self, event: Callable[[float], list[Action]]) -> None:
@@ -131,7 +141,7 @@ class Fanout:
                     self._signature.output_names,
                     self.request.options,
                 )
-                self._calls[row] = server, server.call(work, partial(self._on_done, row))
+                self._calls[row] = _Call(server, server.call(work, partial(self._on_done, row)), now)
         return actions
 
     def _set_timer(self, at: float) -> None:
@@ -160,7 +170,7 @@ class Fanout:
         accepted = next(iter(self.outputs.values()), None)
         problem = self._signature.problem_with(reply.outputs, self.request.batch, accepted)
         if problem:
-            return f"server {self._calls[row][0].address}, model {self._signature.members[row]!r}: {problem}"
+            return f"server {self._calls[row].server.address}, model {self._signature.members[row]!r}: {problem}"
         self.outputs[row] = reply.outputs
         self.model_versions[row] = reply.model_version
         self.latency_s[row] = now - self._gather.started

@@ -103,6 +103,11 @@ class Gather:
         self._wake_at = math.inf
         self.ended = False
 
+    @property
+    def patience_s(self) -> float:
+        """After how long a call that is given up counts against its server."""
+        return self._memory.patience_s
+
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
         self._memory.bucket.earn(len(self._wanted))

@@ -6,6 +6,9 @@ from coin_export.client.budget import TokenBucket
 from coin_export.client.latency import Latencies
 from coin_export.client.policy import Policy
 
+_LATE = 0.95  # of the recent latencies
+_PATIENCE_S = 1.0  # while too few of them are known
+
 
 class Memory:
     """The memory of one client.
@@ -18,3 +21,9 @@ class Memory:
     def __init__(self, policy: Policy) -> None:
         self.latencies = Latencies()
         self.bucket = TokenBucket(policy.budget)
+
+    @property
+    def patience_s(self) -> float:
+        """After how long a call that is given up counts against its server."""
+        usual = self.latencies.quantile(_LATE)
+        return _PATIENCE_S if usual is None else usual

@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from coin_export.client.answer import Array
-from coin_export.client.discovery import Topology, ask, resolve, serving
+from coin_export.client.discovery import Topology, resolve, serving
 from coin_export.client.server import Limits, Server, Task
 from coin_export.client.transport import Transport
 from coin_export.code.manifest import Group
@@ -35,9 +36,7 @@ class ServerPool:
         self._group: Group | None = None
         self._closed = False
         self._routes: list[tuple[Server, ...]] = []
-        self._servers = {
-            address: Server(transport(address), limits.abandoned_per_server, self._suspect) for address in addresses
-        }
+        self._servers = {address: Server(transport(address), limits, self._doubt) for address in addresses}
         # Servers whose state is in doubt: down, or unavailable a moment ago. Looked up until they are in order.
         self._suspects = set(self._servers.values())
 
@@ -75,11 +74,9 @@ class ServerPool:
         return topology
 
     def route(self, row: int) -> Server | None:
-        """Choose a server for a member; None when all that serve it are down."""
-        for server in self._routes[row]:
-            if server.usable:
-                return server
-        return None
+        """Choose the server with the fewest calls under way for a member; None when all that serve it are down."""
+        usable = [server for server in self._routes[row] if server.usable]
+        return min(usable, key=attrgetter("outstanding"), default=None)
 
     def why_no_route(self, row: int) -> str:
         """Say why `route` found none."""
@@ -125,18 +122,18 @@ class ServerPool:
         if calls:
             await asyncio.wait(calls, timeout=timeout)
 
-    def _suspect(self, server: Server) -> None:
+    def _doubt(self, server: Server, reason: str) -> None:
+        if reason:
+            self._set_down(server, reason)
         if server not in self._suspects and not self._closed:
             self._suspects.add(server)
             self.look_up_suspects()
 
     def _look_up(self, server: Server) -> Task:
-        server.looking_up = True
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s
-        return server.call(ask(server.transport), partial(self._looked_up, server))
+        return server.look_up(partial(self._looked_up, server))
 
     def _looked_up(self, server: Server, task: Task) -> None:
-        server.looking_up = False
         if task.cancelled():
             return
         error = task.exception()

@@ -1,5 +1,9 @@
 """One server as a client sees it: its calls under way, those abandoned, and whether it counts as down.
 
+Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
+the breaker: the server counts as down. It is then looked up (see `pool`), at most once at a time; a look-up that
+succeeds puts it on probation, in which one more miss opens the breaker again and an answer closes it for good.
+
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, its answer is dropped, and the number of such calls is
 bounded, since each of them still costs the server its work and the client its memory.
@@ -13,8 +17,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from coin_export.client.discovery import Report
-from coin_export.client.transport import Transport
+from coin_export.client.discovery import Report, ask
+from coin_export.client.transport import RefusedError, Transport
 
 logger = logging.getLogger("coin_export.client")
 
@@ -27,12 +31,15 @@ class Limits:
 
     Attributes:
         abandoned_per_server: with this many abandoned calls under way a server counts as down.
+        misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
+            server counts as down.
         discovery_s: how long connecting waits for each server (all are asked at the same time).
         lookup_interval_s: a server that is down is looked up again at most this often, when requests are made.
         close_s: how long closing waits for calls under way.
     """
 
     abandoned_per_server: int = 64
+    misses_in_a_row: int = 5
     discovery_s: float = 5.0
     lookup_interval_s: float = 1.0
     close_s: float = 2.0
@@ -43,25 +50,26 @@ class Server:
 
     Args:
         transport: reaches it.
-        abandoned_limit: see `Limits`.
-        on_unavailable: told when a call failed in a way that lets another server have taken its place.
+        limits: bounds on calls without an answer.
+        on_doubt: told why the server is to count as down; nothing (an empty text) when a call only failed in a way
+            that lets another server have taken its place.
 
     Attributes:
         report: what it serves; None until it was looked up.
         down: why it is not asked; empty when it is.
-        looking_up: whether a look-up is under way.
         next_lookup: not before this time of the event loop.
     """
 
-    def __init__(self, transport: Transport, abandoned_limit: int, on_unavailable: Callable[[Server], None]) -> None:
+    def __init__(self, transport: Transport, limits: Limits, on_doubt: Callable[[Server, str], None]) -> None:
         self.transport = transport
         self.address = transport.address
         self.report: Report | None = None
         self.down = "it has not been looked up yet"
-        self.looking_up = False
         self.next_lookup = 0.0
-        self._abandoned_limit = abandoned_limit
-        self._on_unavailable = on_unavailable
+        self._limits = limits
+        self._on_doubt = on_doubt
+        self._look_up: Task | None = None
+        self._misses = 0
         self._calls: dict[Task, Callable[[Task], None] | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
@@ -72,14 +80,29 @@ class Server:
         return tuple(self._calls)
 
     @property
+    def outstanding(self) -> int:
+        """The number of calls under way, abandoned ones included: the server works on those too."""
+        return len(self._calls)
+
+    @property
+    def looking_up(self) -> bool:
+        """Whether a look-up is under way."""
+        return self._look_up is not None
+
+    @property
     def usable(self) -> bool:
         """Whether requests may be sent to it."""
-        return not self.down and len(self._abandoned) < self._abandoned_limit
+        return not self.down and len(self._abandoned) < self._limits.abandoned_per_server
 
     @property
     def why_not_usable(self) -> str:
         """Why requests may not be sent to it."""
         return self.down or f"{len(self._abandoned)} abandoned calls to it are still unanswered"
+
+    def look_up(self, on_done: Callable[[Task], None]) -> Task:
+        """Ask the server what it serves; says nothing about how it answers requests."""
+        self._look_up = self.call(ask(self.transport), on_done)
+        return self._look_up
 
     def call(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Task], None]) -> Task:
         """Run a call in its own task; ``on_done`` gets the finished task, unless it was released before."""
@@ -88,24 +111,27 @@ class Server:
         task.add_done_callback(self._done)
         return task
 
-    def release(self, task: Task, on_late: Callable[[Task], None] | None = None) -> bool:
+    def release(self, task: Task, on_late: Callable[[Task], None] | None = None, *, overdue: bool = False) -> bool:
         """Lose interest in a call: it is cancelled where that is safe, and abandoned where it is not.
 
         Args:
             task: the call; nothing happens if it has ended.
             on_late: gets the finished task of an abandoned call.
+            overdue: the answer should have been there by now.
 
         Returns:
             Whether the call was cancelled.
         """
         if task not in self._calls:
             return False
+        if overdue:
+            self._missed("no answer in the usual time")
         if self.transport.may_cancel:
             self._calls[task] = None
             return task.cancel()
         self._calls[task] = on_late
         self._abandoned.add(task)
-        if len(self._abandoned) >= self._abandoned_limit and not self._overflow_logged:
+        if len(self._abandoned) >= self._limits.abandoned_per_server and not self._overflow_logged:
             self._overflow_logged = True
             logger.warning(
                 "server %s leaves %d abandoned calls unanswered; it counts as down until some of them end",
@@ -120,9 +146,25 @@ class Server:
         self._abandoned.discard(task)
         if not self._abandoned:
             self._overflow_logged = False
+        if task is self._look_up:
+            self._look_up = None
+        elif not task.cancelled():
+            self._judge(task.exception())
         # Asking for the exception also keeps asyncio from reporting it as never retrieved.
-        failed = not task.cancelled() and task.exception() is not None
-        if failed and self.transport.version is None:
-            self._on_unavailable(self)
+        if not task.cancelled() and task.exception() is not None and self.transport.version is None:
+            self._on_doubt(self, "")
         if on_done is not None:
             on_done(task)
+
+    def _judge(self, error: BaseException | None) -> None:
+        if error is None or isinstance(error, RefusedError):
+            self._misses = 0
+        else:
+            self._missed(str(error))
+
+    def _missed(self, what: str) -> None:
+        self._misses += 1
+        if self._misses >= self._limits.misses_in_a_row:
+            self._misses -= 1  # so that the next one, once the server is in use again, is enough
+            if not self.down:
+                self._on_doubt(self, f"{self._limits.misses_in_a_row} calls in a row were missed, the last: {what}")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from coin_export.client import TransportOptions
+from coin_export.client import Limits, TransportOptions
 from coin_export.client.server import Server, Task
 from coin_export.client.transport_grpc import GrpcTransport
 
@@ -16,7 +16,7 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
         ended.append(name)
 
     transport = GrpcTransport("127.0.0.1:1", TransportOptions())
-    server = Server(transport, 1, lambda server: None)
+    server = Server(transport, Limits(abandoned_per_server=1), lambda server, reason: None)
     server.down = ""
     kept, released = server.call(work("kept"), told.append), server.call(work("released"), told.append)
     server.release(released)
