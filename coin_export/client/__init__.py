@@ -16,6 +16,7 @@ from coin_export.client.policy import (
     Policy,
 )
 from coin_export.client.server import Limits
+from coin_export.client.sync import SyncCodedClient
 from coin_export.client.transport import RequestOptions, TransportOptions
 
 __all__ = [
@@ -38,5 +39,6 @@ __all__ = [
     "RequestOptions",
     "Response",
     "Source",
+    "SyncCodedClient",
     "TransportOptions",
 ]

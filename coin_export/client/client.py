@@ -25,10 +25,10 @@ from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError, DiscoveryError, RequestError
 
-_POLICY = Policy()
-_LIMITS = Limits()
-_TRANSPORT = TransportOptions()
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+DEFAULT_POLICY = Policy()
+DEFAULT_LIMITS = Limits()
+DEFAULT_TRANSPORT = TransportOptions()
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,9 +68,9 @@ class CodedClient:
         addresses: Sequence[str],
         *,
         group: str | None = None,
-        policy: Policy = _POLICY,
-        limits: Limits = _LIMITS,
-        transport: TransportOptions = _TRANSPORT,
+        policy: Policy = DEFAULT_POLICY,
+        limits: Limits = DEFAULT_LIMITS,
+        transport: TransportOptions = DEFAULT_TRANSPORT,
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
     ) -> None:
         self._addresses = _check_addresses(addresses)
@@ -137,8 +137,8 @@ class CodedClient:
         request_id: str = "",
         priority: int = 0,
         timeout: int | None = None,
-        headers: Mapping[str, str] = _NOTHING,
-        parameters: Mapping[str, Parameter] = _NOTHING,
+        headers: Mapping[str, str] = NOTHING,
+        parameters: Mapping[str, Parameter] = NOTHING,
     ) -> Answers:
         """Ask the group.
 

@@ -1,0 +1,152 @@
+"""The client for code without asyncio: the same core, run by one thread of its own. No logic lives here."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+from coin_export.client.answer import Answers, Array
+from coin_export.client.client import DEFAULT_LIMITS, DEFAULT_POLICY, DEFAULT_TRANSPORT, NOTHING, CodedClient
+from coin_export.client.policy import Policy
+from coin_export.client.server import Limits
+from coin_export.client.transport import Parameter, Transport, TransportOptions
+from coin_export.client.transport_grpc import GrpcTransport
+from coin_export.code.manifest import Group
+from coin_export.errors import ClientError
+
+T = TypeVar("T")
+
+
+class _Portal:
+    """A thread that runs an event loop, and a way to run coroutines on it from other threads."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        # A daemon, so that a client that was never closed does not keep its process from ending.
+        self._thread = threading.Thread(target=self._loop.run_forever, name="coin_export.client", daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end; what interrupts the waiting thread cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def stop(self) -> None:
+        """Let what is under way end, then end the thread."""
+        self.run(_others_ended())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+async def _others_ended() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)
+
+
+class SyncCodedClient:
+    """`CodedClient` for code without asyncio: the same arguments, answers and errors.
+
+    Use it as ``with SyncCodedClient([...]) as client``, or call `connect` and `close`. Any number of threads may
+    call `infer` at the same time.
+    """
+
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        *,
+        group: str | None = None,
+        policy: Policy = DEFAULT_POLICY,
+        limits: Limits = DEFAULT_LIMITS,
+        transport: TransportOptions = DEFAULT_TRANSPORT,
+        make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
+    ) -> None:
+        self._client = CodedClient(
+            addresses, group=group, policy=policy, limits=limits, transport=transport, make_transport=make_transport
+        )
+        self._portal: _Portal | None = None
+        self._lock = threading.Lock()  # of connecting and closing only
+
+    def __enter__(self) -> SyncCodedClient:
+        self.connect()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def group(self) -> Group:
+        """See `CodedClient`."""
+        return self._client.group
+
+    @property
+    def servers(self) -> Mapping[str, tuple[str, ...]]:
+        """See `CodedClient`."""
+        return self._client.servers
+
+    @property
+    def server_versions(self) -> Mapping[str, str]:
+        """See `CodedClient`."""
+        return self._client.server_versions
+
+    def connect(self) -> None:
+        """See `CodedClient.connect`."""
+        with self._lock:
+            if self._portal is not None:
+                return
+            portal = _Portal()
+            try:
+                portal.run(self._client.connect())
+            except BaseException:
+                portal.stop()
+                raise
+            self._portal = portal
+
+    def close(self) -> None:
+        """See `CodedClient.close`; requests of other threads that are under way end with an error."""
+        with self._lock:
+            portal, self._portal = self._portal, None
+            if portal is not None:
+                try:
+                    portal.run(self._client.close())
+                finally:
+                    portal.stop()
+
+    def infer(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        deadline: float | None = None,
+        wanted: Collection[str] | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        timeout: int | None = None,
+        headers: Mapping[str, str] = NOTHING,
+        parameters: Mapping[str, Parameter] = NOTHING,
+    ) -> Answers:
+        """See `CodedClient.infer`."""
+        portal = self._portal
+        if portal is None:
+            raise ClientError("the client is not connected: use it inside `with`, or call its connect()")
+        return portal.run(
+            self._client.infer(
+                inputs,
+                deadline=deadline,
+                wanted=wanted,
+                request_id=request_id,
+                priority=priority,
+                timeout=timeout,
+                headers=headers,
+                parameters=parameters,
+            )
+        )
