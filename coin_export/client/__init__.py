@@ -1,5 +1,9 @@
 """The client: discovery, policies, gathering and decoding; runs without torch, onnx or onnxruntime."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from coin_export.client.answer import Answer, Answers, OutputTensor, Response, Source
 from coin_export.client.budget import Budget
 from coin_export.client.client import CodedClient
@@ -19,6 +23,9 @@ from coin_export.client.server import Limits
 from coin_export.client.sync import SyncCodedClient
 from coin_export.client.transport import RequestOptions, TransportOptions
 
+if TYPE_CHECKING:
+    from coin_export.client.transport_http import HttpTransport
+
 __all__ = [
     "AfterDelay",
     "AfterGrace",
@@ -32,6 +39,7 @@ __all__ = [
     "CodedClient",
     "CodedTiming",
     "DecodeTiming",
+    "HttpTransport",
     "Limits",
     "OnlyWhenDown",
     "OutputTensor",
@@ -42,3 +50,11 @@ __all__ = [
     "SyncCodedClient",
     "TransportOptions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "HttpTransport":  # brings aiohttp, which gRPC does without
+        from coin_export.client.transport_http import HttpTransport
+
+        return HttpTransport
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -52,12 +52,13 @@ class CodedClient:
     number of requests at the same time, within one event loop.
 
     Args:
-        addresses: ``host:port`` of the servers' gRPC endpoints, in order of preference.
+        addresses: ``host:port`` of the servers' endpoints, in order of preference; gRPC's, unless
+            ``make_transport`` says otherwise.
         group: the group's name; needed when the servers serve several.
         policy: when helping requests go out, how many may, and when missing answers are decoded.
         limits: bounds on waiting and on abandoned calls.
         transport: TLS, headers, compression and channel arguments.
-        make_transport: makes the transport for an address.
+        make_transport: makes the transport for an address: `GrpcTransport`, or `HttpTransport`.
 
     Raises:
         DiscoveryError: if an address is not ``host:port``, or none is given.
@@ -194,7 +195,9 @@ def _check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
         raise DiscoveryError(f"the addresses are {addresses!r}; give a list with one 'host:port' per server")
     for address in addresses:
         if not re.fullmatch(r"[^/\s]+:\d+", address):
-            raise DiscoveryError(f"address {address!r} is not 'host:port'; give the gRPC port, 8001 by default")
+            raise DiscoveryError(
+                f"address {address!r} is not 'host:port'; give the port of Triton's gRPC (8001 by default) or HTTP"
+            )
     return tuple(dict.fromkeys(addresses))
 
 

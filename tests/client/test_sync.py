@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
@@ -22,14 +22,18 @@ PATIENT = Policy(OnlyWhenDown(), AfterGrace(at_least_s=30.0))
 QUICK = Limits(close_s=0.05)
 
 
+def over_grpc() -> list[FakeTriton]:
+    return one_each(GROUP)
+
+
 @contextmanager
-def serving() -> Iterator[tuple[list[FakeTriton], list[str]]]:
+def serving(make: Callable[[], Sequence[FakeTriton]] = over_grpc) -> Iterator[tuple[Sequence[FakeTriton], list[str]]]:
     """Serve from another process's point of view: the servers' loop is not the client's."""
     ready, stop = threading.Event(), threading.Event()
-    found: list[tuple[list[FakeTriton], list[str]]] = []
+    found: list[tuple[Sequence[FakeTriton], list[str]]] = []
 
     async def serve() -> None:
-        servers = one_each(GROUP)
+        servers = make()
         async with started(*servers) as addresses:
             found.append((servers, addresses))
             ready.set()

@@ -1,0 +1,168 @@
+"""One server over HTTP. Knows tritonclient's HTTP client, and maps its and aiohttp's errors.
+
+Ending a call closes its connection, which every Triton server survives; so calls may always be cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+import tritonclient.http.aio as triton
+from tritonclient.utils import InferenceServerException
+
+from coin_export.client.answer import Array
+from coin_export.client.transport import ModelConfig, RefusedError, Reply, RequestOptions, Transport, TransportOptions
+from coin_export.errors import TransportError, UserError
+
+T = TypeVar("T")
+
+# Questions about the server itself; a connection that hangs is given up, and the next look-up makes a new one.
+_QUESTION_S = 10.0
+# What reading an answer raises that is not what Triton sends: tritonclient takes its form for granted.
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+
+
+class HttpTransport(Transport):
+    """HTTP by tritonclient and aiohttp; give it to a client as ``make_transport``, with HTTP addresses.
+
+    Must be made and used inside a running event loop.
+
+    Raises:
+        TransportError: if a certificate or key cannot be read.
+        UserError: if there are gRPC channel arguments among the options.
+    """
+
+    def __init__(self, address: str, options: TransportOptions) -> None:
+        if options.channel_args:
+            raise UserError(f"channel_args {list(options.channel_args)} are gRPC's; leave them out over HTTP")
+        self.address = address
+        self._headers = dict(options.headers)
+        self._compression = options.compression
+        self._version: str | None = None
+        self._requested: dict[tuple[str, ...], list[Any]] = {}
+        self._client = triton.InferenceServerClient(
+            address,
+            conn_limit=0,  # no limit: requests that wait for a connection would look like a slow server
+            conn_timeout=None,  # deadlines are the client's business
+            ssl=options.ssl,
+            ssl_context=_ssl_context(address, options) if options.ssl else None,
+        )
+
+    @property
+    def version(self) -> str | None:
+        """See `Transport`."""
+        return self._version
+
+    @property
+    def may_cancel(self) -> bool:
+        """See `Transport`."""
+        return True
+
+    async def server_metadata(self) -> str:
+        """See `Transport`."""
+        metadata = await self._ask("metadata", self._client.get_server_metadata(headers=self._headers))
+        self._version = str(_field("metadata", metadata, "version", self.address))
+        return self._version
+
+    async def ready(self) -> bool:
+        """See `Transport`."""
+        return bool(await self._ask("readiness", self._client.is_server_ready(headers=self._headers)))
+
+    async def model_index(self) -> list[str]:
+        """See `Transport`."""
+        index = await self._ask("model index", self._client.get_model_repository_index(headers=self._headers))
+        if not isinstance(index, list):
+            raise self._error("model index", "its answer is no list")
+        ready = [model for model in index if isinstance(model, dict) and model.get("state") == "READY"]
+        return list(dict.fromkeys(str(model.get("name")) for model in ready))
+
+    async def model_config(self, model: str) -> ModelConfig:
+        """See `Transport`."""
+        what = f"configuration of model {model!r}"
+        config = await self._ask(what, self._client.get_model_config(model, headers=self._headers))
+        name = str(_field(what, config, "name", self.address))
+        try:
+            parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
+            return ModelConfig(name, int(config.get("max_batch_size", 0)), parameters)
+        except _UNREADABLE as error:
+            raise self._error(what, f"its answer cannot be read: {error!r}") from error
+
+    def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
+        """See `Transport`."""
+        encoded = []
+        for name, array in inputs.items():
+            tensor = triton.InferInput(name, list(array.shape), datatypes[name])
+            encoded.append(tensor.set_data_from_numpy(array))
+        return encoded
+
+    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+        """See `Transport`."""
+        names = tuple(outputs)
+        if names not in self._requested:
+            self._requested[names] = [triton.InferRequestedOutput(name) for name in names]
+        work = self._client.infer(
+            model,
+            encoded,
+            outputs=self._requested[names],
+            request_id=options.request_id,
+            priority=options.priority,
+            timeout=options.timeout,
+            headers={**self._headers, **options.headers},  # a new dict: tritonclient adds to it
+            request_compression_algorithm=self._compression,
+            parameters=options.parameters,
+        )
+        result = await self._call(f"model {model!r}", work)
+        try:
+            arrays = {name: result.as_numpy(name) for name in names}
+            version = str(result.get_response().get("model_version", ""))
+        except _UNREADABLE as error:
+            raise self._error(f"model {model!r}", f"its answer cannot be read: {error!r}") from error
+        return Reply({name: array for name, array in arrays.items() if array is not None}, version)
+
+    async def close(self) -> None:
+        """See `Transport`."""
+        await self._client.close()
+
+    async def _ask(self, what: str, work: Awaitable[T]) -> T:
+        return await self._call(what, asyncio.wait_for(work, _QUESTION_S))
+
+    async def _call(self, what: str, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except InferenceServerException as error:
+            if error.status() == "503":
+                self._version = None
+            kind = RefusedError if error.status() == "400" else TransportError
+            raise self._error(what, f"HTTP {error.status()}: {error.message()}", kind) from error
+        except (aiohttp.ClientError, asyncio.TimeoutError) as error:
+            self._version = None
+            raise self._error(what, f"{type(error).__name__}: {error}") from error
+        except (*_UNREADABLE, RuntimeError) as error:
+            raise self._error(what, f"{type(error).__name__}: {error}") from error
+
+    def _error(self, what: str, cause: str, kind: type[TransportError] = TransportError) -> TransportError:
+        return kind(f"server {self.address}, {what}: {cause}", address=self.address)
+
+
+def _field(what: str, answer: object, key: str, address: str) -> object:
+    if not isinstance(answer, dict) or key not in answer:
+        raise TransportError(f"server {address}, {what}: its answer has no {key!r}", address=address)
+    return answer[key]
+
+
+def _ssl_context(address: str, options: TransportOptions) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=options.root_certificates)
+        if options.certificate_chain or options.private_key:
+            context.load_cert_chain(options.certificate_chain or "", options.private_key)
+    except OSError as error:
+        files = (options.root_certificates, options.certificate_chain, options.private_key)
+        raise TransportError(
+            f"server {address}: certificates or keys {[file for file in files if file]} cannot be read: {error}",
+            address=address,
+        ) from error
+    return context
