@@ -54,7 +54,7 @@ class RefineOptions(BaseModel):
         default=(0.1, 1.0), description="COIN's dampings to try as a start, besides the plain average."
     )
     held_out: float = Field(
-        default=0.1, gt=0, lt=1, description="Share of the calibration inputs that decides and is not learnt from."
+        default=0.05, gt=0, lt=1, description="Share of the calibration inputs that decides and is not learnt from."
     )
     seed: int = Field(default=0, ge=0, description="Seed of the split, of the order of points and of augmentation.")
 

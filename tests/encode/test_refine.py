@@ -1,0 +1,181 @@
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import nn
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.augmentation import AugmentationOptions
+from coin_export.encode.average import AverageOptions
+from coin_export.encode.refine import RefineOptions
+from coin_export.encode.registry import encode
+from coin_export.errors import CalibrationError
+from tests.encode.cases import deep_linear_originals, normal_points, originals_of, output_error, same_bytes, trio, twins
+from tests.reference.networks import CASES
+
+SHORT = RefineOptions(steps=20, trial_steps=4, batch_size=4, held_out=0.4, dampings=(0.1,))
+BETA = [0.2, 0.3, 0.5]
+
+
+def test_the_exact_combination_is_reached_from_a_start_that_misses_it() -> None:
+    originals, points = deep_linear_originals(), normal_points()
+    average = encode(originals, [0.4, 0.6], points, AverageOptions()).state_dict
+    # What a linear model answers on mixtures follows from the rest, so any options lead there.
+    options = RefineOptions(steps=300, batch_size=16, learning_rates=(1e-2, 3e-2), trial_steps=20)
+    found = encode(originals, [0.4, 0.6], points, options)
+    before = output_error(average, originals, [0.4, 0.6], points)
+    after = output_error(found.state_dict, originals, [0.4, 0.6], points)
+    assert before > 1e-3
+    assert after < 1e-3 * before
+    assert found.notes["held_out_error"] < 1e-3 * before
+
+
+def test_linear_models_are_combined_exactly() -> None:
+    torch.manual_seed(0)
+    originals, points = originals_of(nn.Linear(3, 2), nn.Linear(3, 2)), normal_points(20)
+    found = encode(originals, [0.3, 0.7], points, SHORT)
+    assert output_error(found.state_dict, originals, [0.3, 0.7], points) < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("case", "optimizer"), [*((case, "muon") for case in CASES), ("mlp", "adam"), ("two_heads", "adam")]
+)
+def test_it_is_never_worse_than_its_start_on_the_held_out_points(case: str, optimizer: str) -> None:
+    originals, calibration = trio(case), CASES[case].calibration()
+    options = RefineOptions.model_validate({**SHORT.model_dump(), "optimizer": optimizer})
+    found = encode(originals, BETA, calibration, options)
+    start_errors = found.notes["start_errors"]
+    assert start_errors[found.notes["start"]] == min(start_errors.values())
+    assert found.notes["held_out_error"] <= min(start_errors.values())
+    _, held_out = calibration.split(options.held_out, options.seed)
+    assert output_error(found.state_dict, originals, BETA, held_out) == pytest.approx(
+        found.notes["held_out_error"], rel=1e-4
+    )
+
+
+def test_a_learning_rate_far_too_large_leaves_the_start() -> None:
+    originals, calibration = trio("mlp"), CASES["mlp"].calibration()
+    options = SHORT.model_copy(update={"learning_rates": (1e6,)})
+    found = encode(originals, BETA, calibration, options)
+    assert found.notes["best_step"] == 0
+    assert found.notes["held_out_error"] == min(found.notes["start_errors"].values())
+
+
+@pytest.mark.parametrize("case", ["batch_norm", "tied", "two_inputs"])
+def test_identical_models_stay_that_model(case: str) -> None:
+    originals = twins(case)
+    found = encode(originals, [0.3, 0.7], CASES[case].calibration(), SHORT)
+    assert same_bytes(found.state_dict, originals[0].module.state_dict())
+
+
+def test_what_the_originals_share_stays_as_it_is() -> None:
+    originals = trio("mlp")[:2]
+    shared = originals[0].module.get_parameter("0.weight")
+    with torch.no_grad():
+        originals[1].module.get_parameter("0.weight").copy_(shared)
+    found = encode(originals, [0.5, 0.5], normal_points(), SHORT)
+    assert found.notes["best_step"] > 0
+    assert torch.equal(found.state_dict["0.weight"], shared)
+
+
+@pytest.mark.parametrize("case", ["cnn", "tied", "two_heads"])
+def test_a_second_run_gives_the_same_bytes(case: str) -> None:
+    originals, calibration = trio(case), CASES[case].calibration()
+    first = encode(originals, BETA, calibration, SHORT)
+    torch.manual_seed(99)
+    second = encode(originals, BETA, calibration, SHORT)
+    assert same_bytes(first.state_dict, second.state_dict)
+    assert first.notes == second.notes
+
+
+def test_the_seed_matters() -> None:
+    originals, points = deep_linear_originals(), normal_points()
+    runs = [encode(originals, [0.5, 0.5], points, SHORT.model_copy(update={"seed": seed})) for seed in (0, 1)]
+    assert not same_bytes(runs[0].state_dict, runs[1].state_dict)
+
+
+def test_tied_weights_stay_tied() -> None:
+    found = encode(trio("tied"), BETA, CASES["tied"].calibration(), SHORT)
+    assert found.notes["best_step"] > 0
+    assert found.state_dict["head.weight"] is found.state_dict["embedding.weight"]
+
+
+class HalfPrecision(nn.Module):
+    """Takes and returns float32, since numpy has no bfloat16."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 2)).to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.layers(x.to(next(self.parameters()).dtype)).float()
+        return outputs
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_comes_back_as_it_came(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    originals = originals_of(HalfPrecision(dtype), HalfPrecision(dtype))
+    found = encode(originals, [0.5, 0.5], normal_points(), SHORT)
+    assert found.notes["best_step"] > 0
+    assert {tensor.dtype for tensor in found.state_dict.values()} == {dtype}
+    assert {parameter.dtype for original in originals for parameter in original.module.parameters()} == {dtype}
+
+
+def test_the_originals_are_left_as_they_are() -> None:
+    originals = trio("batch_norm")
+    before = [{name: tensor.clone() for name, tensor in original.module.state_dict().items()} for original in originals]
+    encode(originals, BETA, CASES["batch_norm"].calibration(), SHORT)
+    for original, state in zip(originals, before, strict=True):
+        assert same_bytes(original.module.state_dict(), state)
+        assert all(parameter.requires_grad and parameter.grad is None for parameter in original.module.parameters())
+        assert not any(part.training for part in original.module.modules())
+
+
+@pytest.mark.parametrize("case", ["mlp", "embedding"])
+def test_passes_are_counted(case: str) -> None:
+    """Five points: three to learn from, two held out; 20 steps, 2 trials of 4 steps; all batches of three points."""
+    originals = trio(case)
+    options = SHORT.model_copy(update={"learning_rates": (1e-3, 3e-3), "dampings": ()})
+    cost = encode(originals, BETA, CASES[case].calibration(), options).cost
+    descents, points, steps = 3, 3, 28
+    assert cost.backward_passes == steps * points
+    wanted_on_held_out, start, checks = 3 * 2, 2, (20 + 4 + 4) * 2
+    teachers = 3 * points * (steps if case == "mlp" else descents)  # token ids are asked as they are, once a descent
+    assert cost.forward_passes == wanted_on_held_out + start + checks + steps * points + teachers
+
+
+def test_points_are_left_alone_without_augmentation() -> None:
+    """Teachers asked once a descent, as the passes show."""
+    options = SHORT.model_copy(
+        update={"augmentation": AugmentationOptions(mixed=0, shift=0), "dampings": (), "learning_rates": (1e-3,)}
+    )
+    cost = encode(trio("mlp"), BETA, CASES["mlp"].calibration(), options).cost
+    assert cost.forward_passes == 3 * 2 + 2 + 20 * 2 + 20 * 3 + 3 * 3
+
+
+def test_one_point_is_too_few() -> None:
+    with pytest.raises(CalibrationError, match="two points"):
+        encode(trio("mlp"), BETA, CalibrationInputs({"x": np.zeros((1, 3), np.float32)}), SHORT)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"steps": 0},
+        {"batch_size": 0},
+        {"learning_rates": ()},
+        {"learning_rates": (-1.0,)},
+        {"learning_rates": (float("inf"),)},
+        {"optimizer": "sgd"},
+        {"held_out": 0.0},
+        {"held_out": 1.0},
+        {"dampings": (-1.0,)},
+        {"augmentation": {"mixed": 2}},
+        {"augmentation": {"shift": -0.1}},
+        {"labels": "no"},
+    ],
+)
+def test_bad_options_are_refused(values: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        RefineOptions.model_validate(values)
