@@ -1,0 +1,226 @@
+"""Measure what diagonal Fisher statistics cost, against a plain forward and backward pass and against vmap(grad).
+
+    python scripts/bench_fisher.py [--output docs/results/bench_fisher.json]
+
+Three networks, Gaussian sign-probe statistics, one thread. The methods take turns within each repeat, and ratios are
+of neighbouring runs, so that a busy machine disturbs them little. "fisher" is the whole public call with all that it
+does once; "plain" is one forward and one backward pass for each batch. Peak memory is the growth of the resident set
+over that of the loaded model and inputs, each method in a process of its own (Linux).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.demo.networks import SmallCnn
+from coin_export.fisher.diagonal import diagonal_fisher
+from coin_export.fisher.general import GeneralPath
+from coin_export.fisher.likelihood import directions
+from coin_export.fisher.options import FisherOptions
+from coin_export.model.signature import Original, infer_signature, to_tensors
+
+METHODS = ("plain", "fisher", "vmap")
+TARGETS = {"small_cnn": 2.5, "resnet18": 1.5, "transformer": 1.5}
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions with BatchNorm and a shortcut."""
+
+    def __init__(self, wide: int, tall: int, stride: int) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(wide, tall, 3, stride, 1, bias=False), nn.BatchNorm2d(tall))
+        self.second = nn.Sequential(nn.Conv2d(tall, tall, 3, 1, 1, bias=False), nn.BatchNorm2d(tall))
+        self.short: nn.Module = nn.Identity()
+        if stride > 1 or wide != tall:
+            self.short = nn.Sequential(nn.Conv2d(wide, tall, 1, stride, bias=False), nn.BatchNorm2d(tall))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return features."""
+        return torch.relu(self.second(torch.relu(self.first(x))) + self.short(x))
+
+
+def resnet18(width: int = 16) -> nn.Module:
+    """ResNet-18 for 32 x 32 images."""
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    wide = width
+    for tall, stride in ((width, 1), (2 * width, 2), (4 * width, 2), (8 * width, 2)):
+        layers += [Residual(wide, tall, stride), Residual(tall, tall, 1)]
+        wide = tall
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide, 10))
+
+
+class Transformer(nn.Module):
+    """A token embedding, four encoder layers of width 128, mean pooling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(1000, 128)
+        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, activation="gelu", batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.head = nn.Linear(128, 6)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        logits: torch.Tensor = self.head(self.encoder(self.embedding(tokens)).mean(1))
+        return logits
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "small_cnn": (SmallCnn, (1, 28, 28)),
+    "resnet18": (resnet18, (3, 32, 32)),
+    "transformer": (Transformer, (32,)),
+}
+
+
+def prepare(network: str, method: str, points: int, batch_size: int) -> Callable[[], object]:
+    """Return what one run of a method does."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    make, shape = NETWORKS[network]
+    generator = np.random.default_rng(0)
+    if network == "transformer":
+        array: np.ndarray[Any, Any] = generator.integers(0, 1000, size=(points, *shape))
+    else:
+        array = generator.normal(size=(points, *shape)).astype(np.float32)
+    calibration = CalibrationInputs({"x": array})
+    module = make().eval()
+    original = Original(network, module, infer_signature(module, calibration))
+    options = FisherOptions(batch_size=batch_size)
+    if method == "fisher":
+        return lambda: diagonal_fisher(original, calibration, options)
+    vectors = directions(options, range(points), original.signature.outputs[0].shape[0])
+    batches = [
+        (torch.as_tensor(batch), some)
+        for batch, some in zip(
+            (to_tensors(batch)["x"] for batch in calibration.batches(batch_size)),
+            torch.split(vectors, batch_size),
+            strict=True,
+        )
+    ]
+    if method == "plain":
+        return lambda: _plain(module, batches)
+    path = GeneralPath(original, options)
+    return lambda: [path([batch], some) for batch, some in batches]
+
+
+def _plain(module: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for batch, vectors in batches:
+        module.zero_grad()
+        module(batch).backward(vectors[:, 0])
+
+
+def measure_times(network: str, points: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
+    """Return seconds of each repeat by method; the first, unmeasured repeat warms up."""
+    runs = {method: prepare(network, method, points, batch_size) for method in METHODS}
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    for repeat in range(repeats + 1):
+        for method, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[method].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(arguments: tuple[str, str, int, int]) -> float:
+    """Return by how many MB one run raises the resident set; call it in a fresh process."""
+    network, method, points, batch_size = arguments
+    # A first run loads kernels and code, which is not what is asked for.
+    prepare(network, method, 2, 1)()
+    run = prepare(network, method, points, batch_size)
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
+    before = _status("VmRSS")
+    run()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
+
+
+def bench(network: str, points: int, batch_size: int, repeats: int) -> dict[str, Any]:
+    """Measure one network."""
+    seconds = measure_times(network, points, batch_size, repeats)
+    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
+        memory = {method: pool.apply(peak_memory, ((network, method, points, batch_size),)) for method in METHODS}
+    return {
+        "network": network,
+        "parameters": sum(parameter.numel() for parameter in NETWORKS[network][0]().parameters()),
+        "points": points,
+        "batch_size": batch_size,
+        "seconds": {method: _spread(values) for method, values in seconds.items()},
+        "over_plain": _ratio(seconds["fisher"], seconds["plain"]),
+        "over_vmap": _ratio(seconds["fisher"], seconds["vmap"]),
+        "vmap_over_plain": _ratio(seconds["vmap"], seconds["plain"]),
+        "target_over_plain": TARGETS[network],
+        "peak_memory_mb": memory,
+        "memory_over_plain": memory["fisher"] / memory["plain"],
+    }
+
+
+def _ratio(ours: list[float], theirs: list[float]) -> dict[str, float]:
+    return _spread([left / right for left, right in zip(ours, theirs, strict=True)])
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def show(records: list[dict[str, Any]]) -> None:
+    """Print the table."""
+
+    def cell(spread: dict[str, float]) -> str:
+        return f"{spread['median']:.2f} ({spread['min']:.2f} to {spread['max']:.2f})"
+
+    table = Table("network", "batch", "fisher / plain", "target", "fisher / vmap", "vmap / plain", "memory / plain")
+    for record in records:
+        table.add_row(
+            record["network"],
+            str(record["batch_size"]),
+            cell(record["over_plain"]),
+            f"{record['target_over_plain']}",
+            cell(record["over_vmap"]),
+            cell(record["vmap_over_plain"]),
+            f"{record['memory_over_plain']:.2f}",
+        )
+    Console(width=130).print(table)
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=512)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[FisherOptions().batch_size])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--networks", choices=NETWORKS, nargs="+", default=list(NETWORKS))
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    records = [
+        bench(network, options.points, size, options.repeats)
+        for network in options.networks
+        for size in options.batch_sizes
+    ]
+    show(records)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        content = {"torch": torch.__version__, "threads": 1, "repeats": options.repeats, "records": records}
+        options.output.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
