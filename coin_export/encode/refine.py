@@ -83,15 +83,15 @@ def refine(
 
     def descend(schedule: Schedule) -> _BestIterate:
         module = train_what_differs(working_copy(originals[0], start.encoding.state_dict), originals)
-        best = _BestIterate(module, held_out, start.errors[start.name], every=max(1, schedule.steps // _CHECKS))
+        best = _BestIterate(module, held_out, start.errors[start.name], schedule.steps)
         fit(module, combination, inputs, schedule, options.seed, options.augmentation, best)
         return best
 
     schedule = Schedule(options.steps, options.batch_size, options.learning_rates[0], options.optimizer)
-    trials: dict[float, float] = {}
-    if len(options.learning_rates) > 1:
-        short = replace(schedule, steps=options.trial_steps)
-        trials = {rate: descend(replace(short, learning_rate=rate)).last for rate in options.learning_rates}
+    short = replace(schedule, steps=options.trial_steps)
+    rates = options.learning_rates if len(options.learning_rates) > 1 else ()
+    trials = {rate: descend(replace(short, learning_rate=rate)).last for rate in rates}
+    if trials:
         schedule = replace(schedule, learning_rate=min(trials, key=lambda rate: trials[rate]))
     best = descend(schedule)
     state = start.encoding.state_dict if best.state is None else best.finished(originals[0])
@@ -110,17 +110,18 @@ def refine(
 class _BestIterate:
     """Looks at a module every few steps and keeps its weights when they beat all before."""
 
-    def __init__(self, module: torch.nn.Module, held_out: HeldOut, error: float, every: int) -> None:
+    def __init__(self, module: torch.nn.Module, held_out: HeldOut, error: float, steps: int) -> None:
         self._module = module
         self._held_out = held_out
-        self._every = every
+        self._steps = steps
+        self._every = max(1, steps // _CHECKS)
         self.state: StateDict | None = None
         self.step = 0
         self.error = error
         self.last = error
 
     def __call__(self, step: int) -> None:
-        if step % self._every:
+        if step % self._every and step != self._steps:
             return
         self.last = self._held_out.error(self._module)
         if self.last < self.error:
