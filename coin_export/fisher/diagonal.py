@@ -62,7 +62,7 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
         for batch, points in _batches(original, calibration, options):
             squares, finite = path(list(to_tensors(batch.arrays).values()), directions(options, points, width))
             _check_outputs(original, finite, points)
-            totals = {name: totals[name] + square if totals else square for name, square in squares.items()}
+            _add(totals, squares)
     except RuntimeError as error:
         hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
         raise ModelError(
@@ -76,6 +76,15 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
             "check the scale of the calibration inputs"
         )
     return DiagonalFisher(diagonal, len(calibration), len(calibration), len(calibration) * passes(options, width))
+
+
+def _add(totals: Squares, squares: Squares) -> None:
+    """Sum in float64, and in place: large models have room for few copies of themselves."""
+    for name, square in squares.items():
+        if name in totals:
+            totals[name] += square
+        else:
+            totals[name] = square.double()
 
 
 def _batches(

