@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from coin_export.serve.supervisor import ID_PREFIX
+
 COMMAND = [sys.executable, "-c", "from coin_export.cli import main; main()", "demo"]
 
 
@@ -19,7 +21,7 @@ def leftovers() -> set[str]:
     """What a run may leave behind: processes of servers and stubs, shared memory, temporary files."""
     names = {"tritonserver", "triton_python_backend_stub"}
     processes = {f"process {process.pid}" for process in psutil.process_iter(["name"]) if process.info["name"] in names}
-    shared = {str(path) for path in Path("/dev/shm").iterdir()}
+    shared = {str(path) for path in Path("/dev/shm").glob(f"*{ID_PREFIX}*")}
     temporary = {str(path) for path in Path(tempfile.gettempdir()).glob("coin_export*")}
     return processes | shared | temporary
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from coin_export.serve.supervisor import ID_PREFIX
 from tests.e2e.conftest import UserProject, make_project
 
 COMMAND = [sys.executable, "-c", "from coin_export.cli import main; main()"]
@@ -113,11 +114,11 @@ def is_server_of(process: psutil.Process, index: int) -> bool:
 @pytest.mark.e2e
 def test_one_server_for_all_models_stops_cleanly_on_sigterm(project: UserProject) -> None:
     run(project, "build", "recipe.yaml")
-    before = set(Path("/dev/shm").iterdir())
     with serving(project) as (_, servers):
         assert len(servers) == 1 and len(servers[0]["models"]) == 3
+        assert list(Path("/dev/shm").glob(f"*{ID_PREFIX}*"))
         assert "task_0" in run(project, "inspect", servers[0]["grpc"]).stdout
-    assert set(Path("/dev/shm").iterdir()) <= before
+    assert not list(Path("/dev/shm").glob(f"*{ID_PREFIX}*"))
 
 
 def test_the_same_recipe_gives_the_same_bytes(project: UserProject) -> None:
