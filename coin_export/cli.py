@@ -24,7 +24,14 @@ from rich.logging import RichHandler
 from rich.table import Table
 
 from coin_export import __version__
-from coin_export.errors import CoinExportError, MissingDependencyError, RequestError, ServeError, UserError
+from coin_export.errors import (
+    CoinExportError,
+    MissingDependencyError,
+    RepositoryError,
+    RequestError,
+    ServeError,
+    UserError,
+)
 
 if TYPE_CHECKING:
     from coin_export.code.manifest import Group
@@ -55,6 +62,9 @@ def main() -> None:
     except CoinExportError as error:
         log.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         sys.exit(USER_ERROR if isinstance(error, UserError) else FAILURE)
+    except OSError as error:
+        log.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(FAILURE)
 
 
 @app.callback(invoke_without_command=True)
@@ -147,7 +157,7 @@ def serve(
 ) -> None:
     """Serve a repository with the embedded Triton server until interrupted (SIGINT or SIGTERM)."""
     from coin_export.repository.layout import read_repository
-    from coin_export.serve.embedded import EmbeddedServer, start_all
+    from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 
     names = [member.name for group in read_repository(repository).groups for member in group.members]
     parts: list[list[str] | None] = [[name] for name in names] if per_model else [None]
@@ -163,8 +173,8 @@ def serve(
                 http_port=None if http_port is None else http_port + index,
                 log_path=log_dir / f"{models[0] if models else repository.resolve().name}.log",
             )
-            stack.callback(server.stop)
             servers.append(server)
+        stack.callback(stop_all, servers)
         start_all(servers)
         _print_servers(servers, [models or names for models in parts], as_json)
         _wait_while_alive(servers)
@@ -175,7 +185,9 @@ def infer(
     addresses: Annotated[list[str], typer.Argument(help="Servers of the group (host:port, gRPC).")],
     inputs: Annotated[list[str], typer.Option("--input", help="FILE (.npz) or NAME=FILE (.npy); may be repeated.")],
     output: Annotated[Path | None, typer.Option(help="Write the outputs to this .npz as MODEL/OUTPUT.")] = None,
-    deadline: Annotated[float | None, typer.Option(min=0.001, help="Seconds until late answers are decoded.")] = None,
+    deadline: Annotated[
+        float | None, typer.Option(min=0.001, help="Seconds after which the request ends, decoded or failed.")
+    ] = None,
     group: GroupName = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -232,6 +244,8 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     """Train two networks, code them, serve all on three Triton servers, stop one, kill one, and count."""
+    # Servers that are stopped and killed on purpose need no warning.
+    logging.getLogger("coin_export.client").setLevel(logging.ERROR)
     with _extra("build,serve"):
         from coin_export.demo.report import print_result
         from coin_export.demo.run import run_demo
@@ -279,7 +293,10 @@ def _print_group(group: Group) -> None:
 def _groups_of_repository(path: Path, name: str | None) -> list[Group]:
     from coin_export.repository.layout import read_repository
 
-    return [group for group in read_repository(path).groups if name in (None, group.name)]
+    groups = read_repository(path).groups
+    if name is not None and name not in [group.name for group in groups]:
+        raise RepositoryError(f"{path}: holds the groups {[group.name for group in groups]}; none is called {name!r}")
+    return [group for group in groups if name in (None, group.name)]
 
 
 async def _discover(addresses: list[str], group: str | None) -> Group:
@@ -330,7 +347,8 @@ def _print_servers(servers: list[EmbeddedServer], models: list[list[str]], as_js
         sys.stdout.write(json.dumps(rows) + "\n")
         sys.stdout.flush()
         return
-    table = Table("models", "gRPC", "HTTP", "log")
+    table = Table("models", "gRPC", "HTTP")
+    table.add_column("log", overflow="fold")
     for row in rows:
         table.add_row(", ".join(row["models"]), str(row["grpc"]), str(row["http"]), str(row["log"]))
     out.print(table)
@@ -338,13 +356,19 @@ def _print_servers(servers: list[EmbeddedServer], models: list[list[str]], as_js
 
 
 def _wait_while_alive(servers: list[EmbeddedServer]) -> None:
-    """Block until interrupted; a server that ends by itself is an error."""
+    """Block until interrupted; a server that ends by itself is told, and an error when it was the last one."""
+    alive = list(servers)
     pause = threading.Event()
     try:
-        while all(server.is_alive() for server in servers):
+        while alive:
+            for server in [server for server in alive if not server.is_alive()]:
+                alive.remove(server)
+                ended = f"the server at {server.grpc_address} ended by itself; see its log {server.log_path}"
+                log.print(
+                    f"{ended}; {len(alive)} of {len(servers)} go on", markup=False, highlight=False, soft_wrap=True
+                )
             pause.wait(0.5)
     except KeyboardInterrupt:
         log.print("stopping")
         return
-    dead = next(server for server in servers if not server.is_alive())
-    raise ServeError(f"the server at {dead.grpc_address} ended by itself; see its log {dead.log_path}")
+    raise ServeError("no server is left")

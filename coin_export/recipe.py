@@ -9,10 +9,11 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from coin_export.code.design import default_code
+from coin_export.code.design import default_code, worst_gain
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import CodeSpace
 from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
@@ -20,6 +21,7 @@ from coin_export.errors import CodeError, RecipeError
 from coin_export.export.options import ExportOptions
 from coin_export.repository.options import RepositoryOptions
 
+_USABLE_GAIN = 1e4  # of a decoding whose error is ten thousand times that of the coded model nothing is left
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_][\w.]*$"
 NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.-]*$"
 
@@ -75,7 +77,13 @@ class CodeRecipe(_Section):
         for index, row in enumerate(self.coefficients):
             if len(row) != k:
                 raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")
-        return LinearCode.from_rows(self.coefficients)
+        code = LinearCode.from_rows(self.coefficients)
+        if worst_gain(np.asarray(code.parities)) > _USABLE_GAIN:
+            raise CodeError(
+                f"the coefficients do not survive every loss of {code.m} of the {code.n} models: rows, or parts of "
+                "them, are multiples of each other; change them, or give 'parities' for default coefficients"
+            )
+        return code
 
 
 class EvaluationRecipe(_Section):
@@ -190,7 +198,11 @@ def parse_recipe(content: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        faults = [_fault(item["loc"], item["msg"], item["type"]) for item in error.errors()]
+        items = error.errors()
+        inner = {item["loc"][:1] for item in items if len(item["loc"]) > 1}
+        # A list whose every entry is faulty also counts as too short.
+        items = [item for item in items if item["type"] != "too_short" or item["loc"] not in inner]
+        faults = [_fault(item["loc"], item["msg"], item["type"]) for item in items]
         raise RecipeError(f"{where}: " + "; ".join(faults)) from error
 
 
@@ -198,5 +210,11 @@ def _fault(location: tuple[int | str, ...], message: str, kind: str) -> str:
     key = ".".join(str(part) for part in location)
     if kind == "extra_forbidden":
         message = "unknown key; see the README for the keys of a recipe"
+    elif kind == "string_pattern_mismatch" and location[-1] == "factory":
+        message = "write it as package.module:name"
+    elif kind == "string_pattern_mismatch":
+        message = "use letters, digits, '_', '-' and '.', and do not begin with '-' or '.'"
+    elif kind.startswith("path_"):
+        message = "must be a path"
     message = message.removeprefix("Value error, ")
     return f"{key}: {message}" if key else message

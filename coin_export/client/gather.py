@@ -37,7 +37,7 @@ class Finish(NamedTuple):
     Attributes:
         direct: the wanted originals that arrived themselves.
         decoding: how the other wanted originals follow from what arrived; None when there are none.
-        erased: all originals that did not arrive, wanted or not; empty when nothing is decoded.
+        erased: all members that did not arrive, asked or not; empty when nothing is decoded.
     """
 
     direct: tuple[int, ...]
@@ -198,7 +198,7 @@ class Gather:
             return [Finish(self._wanted, None, ())]
         direct = tuple(row for row in self._wanted if row in self._arrived)
         missing = tuple(row for row in self._wanted if row in self._missing)
-        erased = tuple(row for row in range(self._code.k) if row not in self._arrived)
+        erased = tuple(row for row in range(self._code.n) if row not in self._arrived)
         return [Finish(direct, self._code.decoding(self._arrived, missing), erased)]
 
     def _give_up(self, cause: Cause) -> list[Action]:

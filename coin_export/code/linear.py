@@ -129,10 +129,13 @@ class LinearCode:
         return decoding
 
     def erasure_patterns(self) -> Iterator[tuple[int, ...]]:
-        """Yield every set of at most m lost originals that the coded models can make good, smallest first."""
-        for size in range(1, min(self.m, self.k) + 1):
-            for lost in combinations(range(self.k), size):
-                if self.decodable([index for index in range(self.n) if index not in lost]):
+        """Yield every set of at most m lost models, an original among them, that can be made good, smallest first.
+
+        Lost coded models count too: the fewer are left, the larger the noise gain.
+        """
+        for size in range(1, self.m + 1):
+            for lost in combinations(range(self.n), size):
+                if lost[0] < self.k and self.decodable([index for index in range(self.n) if index not in lost]):
                     yield lost
 
     def survives_any(self, erasures: int) -> bool:

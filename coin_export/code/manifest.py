@@ -59,11 +59,11 @@ class Member:
 
 @dataclass(frozen=True)
 class Quality:
-    """How good the decoded answers of one original are when ``erased`` originals are lost and nothing else.
+    """How good the decoded answers of one original are when the ``erased`` members are lost and nothing else.
 
     Attributes:
-        erased: names of the lost originals.
-        decoded: the one of them that this record speaks of.
+        erased: names of the lost members, originals and coded models.
+        decoded: the original among them that this record speaks of.
         noise_gain: see `LinearCode.decoding`.
         relative_error: root mean square of (decoded - direct) over root mean square of (direct), on held-out
             calibration inputs.
@@ -123,7 +123,7 @@ class Group:
         return "sha256:" + hashlib.sha256(content.encode()).hexdigest()
 
     def expected_quality(self, erased: Sequence[str], decoded: str) -> Quality | None:
-        """Return what was measured at build for ``decoded`` when exactly ``erased`` originals are lost."""
+        """Return what was measured at build for ``decoded`` when exactly ``erased`` members are lost."""
         for record in self.quality:
             if record.decoded == decoded and set(record.erased) == set(erased):
                 return record

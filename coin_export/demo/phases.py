@@ -25,6 +25,11 @@ class ModelTally:
     decoded: int = 0
     own_images: int = 0
     correct: int = 0
+    latencies_ms: list[float] = field(default_factory=list)
+
+    def percentile_ms(self, q: float) -> float:
+        """Latency percentile of this model's answers."""
+        return float(np.percentile(self.latencies_ms, q)) if self.latencies_ms else float("nan")
 
     @property
     def accuracy(self) -> float:
@@ -83,6 +88,7 @@ async def run_phase(
             for model, tally in result.models.items():
                 tally.direct += answers[model].source is Source.DIRECT
                 tally.decoded += answers[model].source is Source.DECODED
+                tally.latencies_ms.append(1e3 * answers[model].latency_s)
             own = result.models[owner]
             own.own_images += 1
             own.correct += int(answers[owner].outputs[OUTPUT].argmax()) == label

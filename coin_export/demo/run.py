@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import math
 import platform
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from coin_export.demo.training import common_start, train
 from coin_export.encode.coin import CoinOptions
 from coin_export.pipeline import BuildReport, Labelled, build_group
 from coin_export.recipe import BuildOptions
-from coin_export.serve.embedded import EmbeddedServer, start_all
+from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 
 GROUP = "demo"
 EPOCHS = 6
@@ -92,7 +93,13 @@ def _phase_json(phase: PhaseResult) -> dict[str, Any]:
         "p50_ms": phase.percentile_ms(50),
         "p99_ms": phase.percentile_ms(99),
         "models": {
-            model: {"direct": tally.direct, "decoded": tally.decoded, "accuracy": tally.accuracy}
+            model: {
+                "direct": tally.direct,
+                "decoded": tally.decoded,
+                "accuracy": tally.accuracy,
+                "p50_ms": tally.percentile_ms(50),
+                "p99_ms": tally.percentile_ms(99),
+            }
             for model, tally in phase.models.items()
         },
     }
@@ -145,12 +152,16 @@ def _train_side_by_side(
     sets: Mapping[str, bundled.ImageSet], on_epoch: Callable[[], object]
 ) -> dict[str, torch.nn.Module]:
     start = common_start(SEED)
+    stop = threading.Event()
     with ThreadPoolExecutor() as threads:
-        jobs = {
-            name: threads.submit(train, copy.deepcopy(start), images, EPOCHS, SEED, on_epoch)
-            for name, images in sets.items()
-        }
-        return {name: job.result() for name, job in jobs.items()}
+        try:
+            jobs = {
+                name: threads.submit(train, copy.deepcopy(start), images, EPOCHS, SEED, on_epoch, stop.is_set)
+                for name, images in sets.items()
+            }
+            return {name: job.result() for name, job in jobs.items()}
+        finally:
+            stop.set()  # an interrupt ends the threads at their next batch
 
 
 def _build(
@@ -183,8 +194,7 @@ def _serve_and_ask(
             for member in report.group.members
         }
         with stages.stage("serve", f"Starting {len(servers)} Triton servers"):
-            for server in servers.values():
-                stack.callback(server.stop)
+            stack.callback(stop_all, list(servers.values()))
             start_all(list(servers.values()))
         return asyncio.run(_ask(servers, sets, stages))
 

@@ -23,11 +23,17 @@ def common_start(seed: int) -> SmallCnn:
 
 
 def train(
-    network: SmallCnn, images: ImageSet, epochs: int, seed: int, on_epoch: Callable[[], object] = lambda: None
+    network: SmallCnn,
+    images: ImageSet,
+    epochs: int,
+    seed: int,
+    on_epoch: Callable[[], object] = lambda: None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> SmallCnn:
     """Train ``network`` in place on the training part and return it in eval mode.
 
-    One thread is enough for so small a network; several networks train side by side.
+    One thread is enough for so small a network; several networks train side by side. Training ends early, at the next
+    batch, once ``stopped`` says so.
     """
     torch.set_num_threads(1)
     inputs, labels = torch.from_numpy(images.train_images), torch.from_numpy(images.train_labels)
@@ -38,6 +44,8 @@ def train(
     network.train()
     for _ in range(epochs):
         for index in torch.split(torch.randperm(len(inputs), generator=generator), BATCH_SIZE):
+            if stopped():
+                return network.eval()
             optimizer.zero_grad()
             cross_entropy(network(inputs[index]), labels[index]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()

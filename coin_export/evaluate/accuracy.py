@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,8 @@ import numpy.typing as npt
 from coin_export.code.decode import Array, decode
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Quality
+
+MAX_PATTERNS = 500  # a manifest names each; large groups measure the smallest losses only
 
 Outputs = Mapping[str, Array]  # by output name
 
@@ -33,7 +36,7 @@ class LabelledOutputs:
 
 
 def decoded_outputs(code: LinearCode, members: Sequence[Outputs], erased: Sequence[int], wanted: int) -> Outputs:
-    """Decode original ``wanted`` as a client would when exactly ``erased`` originals are lost."""
+    """Decode original ``wanted`` as a client would when exactly ``erased`` members are lost."""
     decoding = code.decoding([index for index in range(code.n) if index not in erased], [wanted])
     return {name: decode(decoding, [members[index][name] for index in decoding.sources])[0] for name in members[0]}
 
@@ -53,18 +56,19 @@ def measure(
     held_out: Sequence[Outputs],
     labelled: Mapping[str, LabelledOutputs],
 ) -> tuple[Quality, ...]:
-    """Measure every erasure pattern and every original lost in it.
+    """Measure every erasure pattern and every original lost in it; of the ``MAX_PATTERNS`` smallest patterns.
 
     Args:
         code: the group's code.
-        names: names of the k originals.
+        names: names of the n members.
         held_out: outputs of the n members on unlabeled inputs that no encoder has seen.
         labelled: by original, for those that have evaluation data.
     """
     return tuple(
         _quality(code, names, pattern, wanted, held_out, labelled.get(names[wanted]))
-        for pattern in code.erasure_patterns()
+        for pattern in islice(code.erasure_patterns(), MAX_PATTERNS)
         for wanted in pattern
+        if wanted < code.k
     )
 
 

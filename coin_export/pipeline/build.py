@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from coin_export.code.linear import LinearCode
@@ -24,10 +25,10 @@ from coin_export.export.onnx import export_onnx
 from coin_export.export.verify import OnnxCheck, compare, file_digest
 from coin_export.model.signature import Original, Signature
 from coin_export.pipeline.evaluation import measure_files
-from coin_export.pipeline.loading import Labelled, load, sign_models
+from coin_export.pipeline.loading import Labelled, load, plain_attention, sign_models
 from coin_export.recipe import BuildOptions, Recipe
 from coin_export.repository.config import triton_tensors
-from coin_export.repository.layout import write_repository
+from coin_export.repository.layout import check_target, write_repository
 
 Progress = Callable[[str], None]
 
@@ -130,10 +131,23 @@ def build_group(
     """
     options = options or BuildOptions()
     if not isinstance(calibration, CalibrationInputs):
-        calibration = CalibrationInputs(calibration)
-    stages = _Stages(progress)
+        calibration = CalibrationInputs({key: np.asarray(value) for key, value in calibration.items()})
+    with plain_attention():
+        return _build(name, models, calibration, Path(target), options, evaluation or {}, _Stages(progress))
+
+
+def _build(
+    name: str,
+    models: Mapping[str, torch.nn.Module],
+    calibration: CalibrationInputs,
+    target: Path,
+    options: BuildOptions,
+    evaluation: Mapping[str, Labelled],
+    stages: _Stages,
+) -> BuildReport:
     originals = sign_models(models, calibration, options.outputs)
     code = options.code.code(len(originals))
+    check_target(target, name, [*models, *coded_names(name, code, models)])
     fit, held_out = calibration.split(options.held_out, options.seed)
     with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
         encodings = _encode_all(name, originals, code, fit, options)
@@ -142,13 +156,13 @@ def build_group(
         modules = {original.name: original.module for original in originals} | coded
         files, checks = _export_all(modules, originals[0].signature, held_out, options, Path(folder), stages)
         with stages.stage("evaluate", "measuring decoded answers for every erasure pattern"):
-            accuracies, quality = measure_files(list(files.values()), code, list(models), held_out, evaluation or {})
+            accuracies, quality = measure_files(list(files.values()), code, list(files), held_out, evaluation)
         group = _describe(name, options, originals[0].signature, code, files, accuracies, quality)
         with stages.stage("write", f"writing {target}"):
-            write_repository(Path(target), group, files, options.repository)
+            write_repository(target, group, files, options.repository)
     costs = {model: encoding.cost for model, encoding in encodings.items()}
     notes = {model: encoding.notes for model, encoding in encodings.items()}
-    return BuildReport(Path(target), group, checks, costs, notes, stages.seconds)
+    return BuildReport(target, group, checks, costs, notes, stages.seconds)
 
 
 def coded_names(group: str, code: LinearCode, originals: Iterable[str]) -> tuple[str, ...]:

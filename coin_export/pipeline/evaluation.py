@@ -30,7 +30,7 @@ def measure_files(
     Args:
         files: ONNX files of the n members, in the order of the code.
         code: the group's code.
-        names: names of the k originals.
+        names: names of the n members.
         held_out: unlabeled inputs that no encoder has seen.
         evaluation: labelled data by original.
 
@@ -76,10 +76,11 @@ def evaluate_repository(repository: Path, data: Mapping[str, Path], labels: str,
     everything = CalibrationInputs(
         {key: np.concatenate([item.inputs.arrays[key] for item in evaluation.values()]) for key in inputs}
     )
-    files = [contents.onnx_path(member.name) for member in found.members]
-    accuracies, quality = measure_files(files, found.code, names, everything, evaluation)
-    members = tuple(replace(member, accuracy=accuracies.get(member.name)) for member in found.members)
-    return replace(found, members=members, quality=quality)
+    members = [member.name for member in found.members]
+    files = [contents.onnx_path(name) for name in members]
+    accuracies, quality = measure_files(files, found.code, members, everything, evaluation)
+    measured = tuple(replace(member, accuracy=accuracies.get(member.name)) for member in found.members)
+    return replace(found, members=measured, quality=quality)
 
 
 def select_group(groups: Sequence[Group], name: str | None, where: str) -> Group:

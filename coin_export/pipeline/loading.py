@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +13,25 @@ import torch
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.datasets.sources import collect_batches, read_arrays, select_inputs
 from coin_export.encode.architecture import check_same_architecture
-from coin_export.errors import CalibrationError
+from coin_export.errors import CalibrationError, ModelError, NonFiniteError
 from coin_export.model.loading import import_object, load_module
 from coin_export.model.signature import Original, infer_signature
-from coin_export.recipe import Recipe, is_import_path
+from coin_export.recipe import ModelRecipe, Recipe, is_import_path
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Switch torch's fused path for attention in eval mode off.
+
+    With a padding mask it gives other values at the padded positions than the module's own code, which is what is
+    exported and what training has seen.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +58,7 @@ def load(recipe: Recipe) -> Loaded:
         ModelError: for a factory or checkpoint.
         CalibrationError: for calibration inputs or evaluation data.
     """
-    models = {model.name: load_module(model.factory, model.arguments, model.checkpoint) for model in recipe.models}
+    models = {model.name: _load_model(f"models.{index}", model) for index, model in enumerate(recipe.models)}
     section = recipe.calibration
     if is_import_path(section.source):
         calibration = collect_batches(import_object(section.source), section.inputs, section.source)
@@ -74,6 +90,13 @@ def read_labelled(path: Path, labels: str, inputs: Sequence[str]) -> Labelled:
             f"it must hold one integer class for each of the {len(chosen)} points"
         )
     return Labelled(chosen, values.astype(np.int64))
+
+
+def _load_model(key: str, model: ModelRecipe) -> torch.nn.Module:
+    try:
+        return load_module(model.factory, model.arguments, model.checkpoint)
+    except (ModelError, NonFiniteError) as error:
+        raise type(error)(f"{key} ({model.name}): {error}") from error
 
 
 def sign_models(

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coin_export.pipeline.build import coded_names
-from coin_export.pipeline.loading import load, sign_models
+from coin_export.pipeline.loading import load, plain_attention, sign_models
 from coin_export.recipe import Recipe
 from coin_export.repository.config import triton_tensors
+from coin_export.repository.layout import check_target
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class BuildPlan:
             f"group {self.group}: {len(self.originals)} originals of {self.parameters:,} parameters each: "
             f"{', '.join(self.originals)}\n"
             f"coded models, from {self.points[0]} calibration points ({self.points[1]} more are held out):\n{coded}\n"
-            f"worst noise gain after any {len(self.coded)} losses: {self.worst_noise_gain:.2f}\n"
+            f"worst noise gain after the loss of any {len(self.coded)} of the models: {self.worst_noise_gain:.2f}\n"
             f"encoder: {', '.join(f'{key} = {value}' for key, value in self.encoder.items())}\n"
             f"inputs: {', '.join(self.inputs)}; outputs: {', '.join(self.outputs)}\n"
             f"would write {self.target}; nothing was written"
@@ -63,14 +64,17 @@ def plan(recipe: Recipe) -> BuildPlan:
         CoinExportError: as `build` would before it starts to encode.
     """
     loaded = load(recipe)
-    originals = sign_models(loaded.models, loaded.calibration, recipe.outputs)
+    with plain_attention():
+        originals = sign_models(loaded.models, loaded.calibration, recipe.outputs)
     code = recipe.code.code(len(originals))
+    names = coded_names(recipe.name, code, loaded.models)
+    check_target(recipe.target, recipe.name, [*loaded.models, *names])
     fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)
     inputs, outputs = triton_tensors(originals[0].signature)
     return BuildPlan(
         group=recipe.name,
         originals=tuple(loaded.models),
-        coded=dict(zip(coded_names(recipe.name, code, loaded.models), code.parities, strict=True)),
+        coded=dict(zip(names, code.parities, strict=True)),
         inputs=tuple(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in inputs),
         outputs=tuple(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in outputs),
         points=(len(fit), len(held_out)),

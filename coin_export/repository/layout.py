@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path],
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as stage:
-            for path in _others(target, group):
+            for path in _others(target, group.name, list(onnx_files)):
                 _carry_over(path, stage / path.name)
             for name, text in configs.items():
                 (stage / name / VERSION).mkdir(parents=True)
@@ -187,6 +187,21 @@ def _check_request(target: Path, group: Group, onnx_files: Mapping[str, Path]) -
     names = [member.name for member in group.members]
     if set(names) != set(onnx_files):
         raise RepositoryError(f"group {group.name!r} has the models {names}, and ONNX files of {list(onnx_files)}")
+    check_target(target, group.name, names)
+
+
+def check_target(target: Path, group: str, names: Collection[str]) -> None:
+    """Check, before anything is made, that a group's models could be written into ``target``.
+
+    Args:
+        target: the repository's folder; it may exist or not.
+        group: the group's name.
+        names: the names of its models.
+
+    Raises:
+        RepositoryError: if a name is unusable or taken by another model, or the folder cannot be written.
+    """
+    target = target.resolve()
     for name in names:
         if not _NAME.fullmatch(name):
             raise RepositoryError(
@@ -199,9 +214,16 @@ def _check_request(target: Path, group: Group, onnx_files: Mapping[str, Path]) -
         raise RepositoryError(f"{target}: is read-only; change its permissions or choose another folder")
     if target.is_mount():
         raise RepositoryError(f"{target}: is a mount point, which cannot be replaced; choose a folder inside it")
+    place = next(parent for parent in target.parents if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise RepositoryError(
+            f"{target}: the model repository cannot be written: {place} is not a folder that may be written to; "
+            "change its permissions or choose another folder"
+        )
+    _others(target, group, names)
 
 
-def _others(target: Path, group: Group) -> Iterable[Path]:
+def _others(target: Path, group: str, names: Collection[str]) -> Iterable[Path]:
     """Return what ``target`` holds beside models of ``group``.
 
     Raises:
@@ -209,11 +231,11 @@ def _others(target: Path, group: Group) -> Iterable[Path]:
     """
     others = []
     for path in sorted(target.iterdir()) if target.exists() else ():
-        if _membership(path) == (group.name, path.name):
+        if _membership(path) == (group, path.name):
             continue
-        if path.name in {member.name for member in group.members}:
+        if path.name in names:
             raise RepositoryError(
-                f"{path}: is there already and not of group {group.name!r}; nothing was written. Give the model "
+                f"{path}: is there already and not of group {group!r}; nothing was written. Give the model "
                 "another name, choose another folder, or remove this one"
             )
         others.append(path)

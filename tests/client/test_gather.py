@@ -215,7 +215,7 @@ def check_finish(code: LinearCode, wanted: tuple[int, ...], found: Run, outcome:
         return
     assert set(outcome.decoding.sources) <= set(arrived)
     assert set(outcome.direct) | set(outcome.decoding.wanted) == set(wanted)
-    assert set(outcome.erased) == set(range(code.k)) - set(arrived)
+    assert set(outcome.erased) == set(range(code.n)) - set(arrived)
     if len(wanted) == code.k:
         assert len(arrived) >= code.k
     decoded = decode(outcome.decoding, [outputs[row] for row in outcome.decoding.sources])

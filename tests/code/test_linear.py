@@ -99,9 +99,11 @@ def test_a_wanted_subset_needs_only_what_determines_it() -> None:
 
 
 def test_erasure_patterns_are_the_losses_that_can_be_made_good() -> None:
-    assert list(default_code(3, 2).erasure_patterns()) == [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)]
+    singles, pairs = [(0,), (1,), (2,)], [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (1, 3), (1, 4), (2, 3), (2, 4)]
+    assert list(default_code(3, 2).erasure_patterns()) == [*singles, *pairs]
     degenerate = LinearCode.from_rows([[1, 1, 1], [1, 1, 1]])
-    assert list(degenerate.erasure_patterns()) == [(0,), (1,), (2,)]
+    one_coded_lost = [(original, coded) for original in range(3) for coded in (3, 4)]
+    assert list(degenerate.erasure_patterns()) == [*singles, *one_coded_lost]
     assert not degenerate.survives_any(2) and degenerate.survives_any(1)
 
 

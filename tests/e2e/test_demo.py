@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -54,15 +55,28 @@ def test_the_demonstration_answers_every_request(tmp_path: Path) -> None:
     assert numbers["versions"]["tritonserver"] and numbers["versions"]["torch"]
 
 
+def training(process: psutil.Process) -> bool:
+    """Tell whether the demonstration has begun to train: its threads are at work."""
+    return process.num_threads() > 3 and process.cpu_times().user > 4
+
+
+def serving(process: psutil.Process) -> bool:
+    """Tell whether the demonstration has started a server."""
+    return any(child.name() == "tritonserver" for child in process.children(recursive=True))
+
+
 @pytest.mark.e2e
-def test_an_interrupted_demonstration_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("moment", [training, serving])
+def test_an_interrupted_demonstration_leaves_nothing_behind(
+    tmp_path: Path, moment: Callable[[psutil.Process], bool]
+) -> None:
     before = leftovers()
     process = subprocess.Popen(
         COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     try:
         end = time.monotonic() + 600
-        while not any(child.name() == "tritonserver" for child in psutil.Process(process.pid).children(recursive=True)):
+        while not moment(psutil.Process(process.pid)):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does: the whole foreground group

@@ -72,7 +72,7 @@ def test_the_whole_way_with_the_users_own_models(tmp_path: Path) -> None:
     [shown] = json.loads(run(project, "inspect", "repository", "--json").stdout)
     assert shown["survives_any_erasures"] == 2
     patterns = {tuple(record["erased"]) for record in shown["quality"]}
-    assert len(patterns) == 6 and all(record["degraded_accuracy"] is not None for record in shown["quality"])
+    assert len(patterns) == 12 and all(record["degraded_accuracy"] is not None for record in shown["quality"])
 
     data = [f"--data={name}={name}_test.npz" for name in project.names]
     measured = json.loads(run(project, "evaluate", "repository", *data, "--json").stdout)
@@ -100,8 +100,8 @@ def test_the_whole_way_with_the_users_own_models(tmp_path: Path) -> None:
         assert decoded["task_0/scores"].shape == direct["task_0/scores"].shape == (5, 3)
         error = np.linalg.norm(decoded["task_0/scores"] - direct["task_0/scores"])
         assert error < np.linalg.norm(direct["task_0/scores"])
-        # One of several servers is gone for good, which `serve` reports as a failure of its own.
-        assert process.wait(60) == 1
+        # The others go on serving.
+        assert process.poll() is None
 
 
 def is_server_of(process: psutil.Process, index: int) -> bool:
@@ -173,6 +173,33 @@ def test_a_failed_build_leaves_the_old_repository_as_it_was(
     assert message in result.stderr and len(result.stderr.strip().splitlines()) <= 2
     assert files(project.target) == before
     assert not [path for path in project.folder.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("dry_run", [("--dry-run",), ()])
+def test_a_target_that_cannot_be_written_is_found_before_anything_is_encoded(
+    project: UserProject, dry_run: tuple[str, ...]
+) -> None:
+    project.target.touch()
+    result = run(project, "build", "recipe.yaml", *dry_run, expect=2)
+    assert "repository: is a file" in result.stderr and "encoding" not in result.stderr
+
+
+def test_a_broken_model_is_named_by_its_key(project: UserProject) -> None:
+    (project.folder / "task_1.safetensors").write_bytes(b"broken")
+    result = run(project, "build", "recipe.yaml", expect=2)
+    assert "models.1 (task_1): " in result.stderr and "task_1.safetensors" in result.stderr
+
+
+def test_inspect_refuses_a_group_that_is_not_there(project: UserProject) -> None:
+    run(project, "build", "recipe.yaml")
+    result = run(project, "inspect", "repository", "--group", "other", expect=2)
+    assert "holds the groups ['tasks']; none is called 'other'" in result.stderr
+
+
+def test_a_log_folder_that_cannot_be_made_is_one_message(project: UserProject) -> None:
+    run(project, "build", "recipe.yaml")
+    result = run(project, "serve", "repository", "--log-dir", "recipe.yaml", expect=1)
+    assert result.stderr.startswith("error: ") and "recipe.yaml" in result.stderr
 
 
 def test_verify_finds_a_changed_weight_file(project: UserProject) -> None:

@@ -5,6 +5,7 @@ import pytest
 from coin_export.code.linear import LinearCode
 from coin_export.evaluate.accuracy import LabelledOutputs, accuracy, decoded_outputs, measure
 
+NAMES = ["a", "b", "c", "coded"]
 CODE = LinearCode.from_rows([[1, 1, 2]])
 RANDOM = np.random.default_rng(0)
 ORIGINALS = RANDOM.normal(size=(3, 50, 4))
@@ -22,7 +23,7 @@ def members(noise: float) -> list[dict[str, npt.NDArray[np.float64]]]:
 
 
 def test_an_exact_coded_model_decodes_exactly() -> None:
-    for record in measure(CODE, ["a", "b", "c"], members(0.0), {}):
+    for record in measure(CODE, NAMES, members(0.0), {}):
         assert record.relative_error == pytest.approx(0.0, abs=1e-12)
         assert record.agreement == 100.0
         assert record.degraded_accuracy is None
@@ -30,7 +31,7 @@ def test_an_exact_coded_model_decodes_exactly() -> None:
 
 
 def test_the_coding_error_is_amplified_by_the_noise_gain() -> None:
-    quality = measure(CODE, ["a", "b", "c"], members(0.1), {})
+    quality = measure(CODE, NAMES, members(0.1), {})
     assert [(record.erased, record.decoded) for record in quality] == [(("a",), "a"), (("b",), "b"), (("c",), "c")]
     assert [record.noise_gain for record in quality] == pytest.approx([4.0, 4.0, 2.0])
     error = coded(0.1) - coded(0.0)
@@ -42,7 +43,7 @@ def test_the_coding_error_is_amplified_by_the_noise_gain() -> None:
 def test_degraded_accuracy_is_that_of_the_decoded_answers_on_the_originals_own_data() -> None:
     labels = ORIGINALS[0].argmax(axis=1)
     labelled = {"a": LabelledOutputs(members(0.2), labels)}
-    first, *others = measure(CODE, ["a", "b", "c"], members(0.2), labelled)
+    first, *others = measure(CODE, NAMES, members(0.2), labelled)
     decoded = decoded_outputs(CODE, members(0.2), [0], 0)["logits"]
     assert first.degraded_accuracy is not None and 0 < first.degraded_accuracy < 100
     assert first.degraded_accuracy == pytest.approx(100 * np.mean(decoded.argmax(axis=1) == labels))
@@ -53,3 +54,17 @@ def test_degraded_accuracy_is_that_of_the_decoded_answers_on_the_originals_own_d
 def test_accuracy_counts_the_first_output_only() -> None:
     outputs = {"logits": np.eye(3)[[0, 1, 1, 2]], "other": np.zeros((4, 3))}
     assert accuracy(outputs, np.array([0, 1, 2, 2])) == 75.0
+
+
+def test_lost_coded_models_are_measured_too() -> None:
+    """The fewer coded models are left, the worse a decoded answer; a client finds what fits what it has."""
+    code = LinearCode.from_rows([[1, 1, 2], [3, 1, 1]])
+    exact = np.einsum("nk,kpc->npc", code.generator, ORIGINALS)
+    noise = np.zeros_like(exact)
+    noise[3:] = np.random.default_rng(2).normal(scale=0.1, size=noise[3:].shape)
+    quality = measure(code, ["a", "b", "c", "p", "q"], [{"logits": array} for array in exact + noise], {})
+    found = {record.erased: record for record in quality if record.decoded == "a"}
+    assert set(found) == {("a",), ("a", "b"), ("a", "c"), ("a", "p"), ("a", "q")}
+    assert found["a", "q"].noise_gain == pytest.approx(4.0) and found["a", "p"].noise_gain == pytest.approx(5 / 3)
+    assert found["a",].noise_gain < found["a", "p"].noise_gain
+    assert found["a", "q"].relative_error > found["a", "p"].relative_error
