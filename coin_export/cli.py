@@ -241,6 +241,7 @@ def evaluate(
 def demo(
     repository: Annotated[Path, typer.Option(help="Where the model repository is written.")] = Path("model_repository"),
     artifacts: Annotated[Path, typer.Option(help="Folder for demo.json and the servers' logs.")] = Path("artifacts"),
+    encoder: Annotated[str, typer.Option(help="The encoder that makes the coded model, with its defaults.")] = "coin",
     as_json: JsonFlag = False,
 ) -> None:
     """Train two networks, code them, serve all on three Triton servers, stop one, kill one, and count."""
@@ -249,7 +250,10 @@ def demo(
     with _extra("build,serve"):
         from coin_export.demo.report import print_result
         from coin_export.demo.run import run_demo
-    result = run_demo(repository, artifacts, log)
+        from coin_export.encode.registry import ENCODERS
+    if encoder not in ENCODERS:
+        raise UserError(f"--encoder {encoder!r}: choose one of {', '.join(ENCODERS)}")
+    result = run_demo(repository, artifacts, log, encoder)
     if as_json:
         _print_json(result.to_json())
         return

@@ -35,6 +35,7 @@ def test_the_version_is_printed() -> None:
         (("serve", "nowhere"), "nowhere"),
         (("infer", "127.0.0.1:1", "--input", "none.npz"), "none.npz: no such file"),
         (("evaluate", "nowhere", "--data", "nonsense"), "write it as NAME=FILE"),
+        (("demo", "--encoder", "magic"), "--encoder 'magic': choose one of average, coin"),
     ],
 )
 def test_a_user_error_is_one_message_and_exit_code_two(

@@ -28,7 +28,6 @@ from coin_export.datasets import bundled
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.demo.phases import INPUT, OUTPUT, PhaseResult, run_phase
 from coin_export.demo.training import common_start, train
-from coin_export.encode.coin import CoinOptions
 from coin_export.pipeline import BuildReport, Labelled, build_group
 from coin_export.recipe import BuildOptions
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
@@ -76,6 +75,7 @@ class DemoResult:
                 for model, original in self.original_accuracy.items()
             },
             "phases": [_phase_json(phase) for phase in self.phases],
+            "encoder": self.report.group.encoder,
             "onnx_max_abs_error": self.report.onnx_max_abs_error,
             "servers": {"coded": len(self.report.group.members), "replication": 2 * len(self.original_accuracy)},
             "seconds": dict(self.seconds),
@@ -122,8 +122,10 @@ class _Stages:
         self.progress.update(task, description=title, total=done, completed=done)
 
 
-def run_demo(repository: Path, artifacts: Path, console: Console) -> DemoResult:
+def run_demo(repository: Path, artifacts: Path, console: Console, encoder: str) -> DemoResult:
     """Run the demonstration and write ``demo.json`` and the servers' logs into ``artifacts``.
+
+    The coded model is made by the encoder of that name, with its default options.
 
     Raises:
         CoinExportError: when a stage fails; servers are stopped and nothing temporary stays behind.
@@ -137,7 +139,7 @@ def run_demo(repository: Path, artifacts: Path, console: Console) -> DemoResult:
         with stages.stage("train", "Training two networks from one start", total=EPOCHS * len(sets)) as step:
             models = _train_side_by_side(sets, step)
         with stages.stage("build", "Building the coded model and the repository") as step:
-            report = _build(models, sets, repository, step)
+            report = _build(models, sets, repository, encoder, step)
         phases, versions = _serve_and_ask(report, sets, artifacts, stages)
     seconds = {**stages.seconds, **{f"build.{name}": value for name, value in report.seconds.items()}}
     seconds["total"] = time.perf_counter() - begin
@@ -165,16 +167,21 @@ def _train_side_by_side(
 
 
 def _build(
-    models: Mapping[str, torch.nn.Module], sets: Mapping[str, bundled.ImageSet], repository: Path, progress: Any
+    models: Mapping[str, torch.nn.Module],
+    sets: Mapping[str, bundled.ImageSet],
+    repository: Path,
+    encoder: str,
+    progress: Any,
 ) -> BuildReport:
     """Calibrate on training images of both sets, without their labels; evaluate on the test parts."""
     calibration = np.concatenate([images.train_images[:CALIBRATION_POINTS_PER_SET] for images in sets.values()])
+    options = {"encoder": {"name": encoder}, "outputs": (OUTPUT,), "seed": SEED}
     return build_group(
         GROUP,
         models,
         CalibrationInputs({INPUT: calibration}),
         repository,
-        options=BuildOptions(encoder=CoinOptions(), outputs=(OUTPUT,), seed=SEED),
+        options=BuildOptions.model_validate(options),
         evaluation={
             name: Labelled(CalibrationInputs({INPUT: images.test_images}), images.test_labels)
             for name, images in sets.items()
