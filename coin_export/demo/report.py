@@ -41,6 +41,6 @@ def print_result(result: DemoResult, console: Console) -> None:
         f"{requests - failed} of {requests} requests answered for every model. To survive the loss of any one server, "
         f"the code runs {servers} servers; replication would run {2 * originals}.\n"
         "original: accuracy of the model itself; returned: of what the client got, direct or decoded; "
-        "norm.: returned / original. One image a request, one request at a time. A server with too many overdue\n"
+        "norm.: returned / original. One image a request, one request at a time. A server with too many overdue "
         "answers counts as down, so most requests of the straggler phase did not wait for it."
     )
