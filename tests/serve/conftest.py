@@ -161,3 +161,18 @@ def server(repository: Path, temporary: Path) -> Iterator[EmbeddedServer]:
         yield running
         if running.is_alive():
             running.kill()  # a graceful stop takes three seconds and is tested elsewhere
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Tell whether a condition comes true within a generous time."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def wait_for_a_folder(place: Path) -> None:
+    """Wait until a folder is made; files come and go while Python looks for a place for temporary ones."""
+    assert eventually(lambda: any(path.is_dir() for path in place.iterdir()))

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import threading
-import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,18 +25,9 @@ from coin_export.serve import embedded
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 from coin_export.serve.health import is_ready
 from coin_export.serve.ports import Address, Ports, choose_ports
+from tests.serve.conftest import eventually, wait_for_a_folder
 
 pytestmark = pytest.mark.e2e
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    """Tell whether a condition comes true within a generous time."""
-    deadline = time.monotonic() + 30
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def get(address: str, path: str, timeout: float = 10.0) -> bytes:
@@ -139,13 +129,6 @@ def test_if_one_server_fails_none_is_left(repository: Path, temporary: Path) -> 
     assert not any(server.is_alive() for server in servers) and not list(temporary.iterdir())
 
 
-def wait_for_a_file(folder: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not list(folder.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert list(folder.iterdir())
-
-
 @contextmanager
 def taken_port() -> Iterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -235,7 +218,7 @@ def test_a_server_stopped_while_it_starts_says_so(repository: Path, temporary: P
 
     thread = threading.Thread(target=start)
     thread.start()
-    wait_for_a_file(temporary)
+    wait_for_a_folder(temporary)
     server.stop()
     thread.join(30)
     assert not thread.is_alive() and len(errors) == 1 and "was stopped" in str(errors[0])

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.serve.conftest import wait_for_a_folder
+
 pytestmark = pytest.mark.e2e
 
 PROGRAM = """
@@ -61,7 +63,7 @@ def test_a_program_that_ends_while_its_server_starts_leaves_nothing(
         start_new_session=True,
     ) as program:
         assert program.stdout is not None and program.stdout.readline() == "starting\n"
-        wait_for_a_file(temporary)
+        wait_for_a_folder(temporary)
         os.killpg(program.pid, end)
         program.wait(30)
     deadline = time.monotonic() + 30
@@ -79,10 +81,3 @@ def left_by(program: int, temporary: Path) -> list[object]:
         if any(word.startswith(f"--id={name}") for word in process.info["cmdline"] or ())
     ]
     return [*servers, *Path("/dev/shm").glob(f"{name}*"), *temporary.iterdir()]
-
-
-def wait_for_a_file(folder: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not list(folder.iterdir()) and time.monotonic() < deadline:
-        time.sleep(0.001)
-    assert list(folder.iterdir())
