@@ -27,7 +27,6 @@ from coin_export import __version__
 from coin_export.errors import (
     CoinExportError,
     MissingDependencyError,
-    RepositoryError,
     RequestError,
     ServeError,
     UserError,
@@ -297,10 +296,8 @@ def _print_group(group: Group) -> None:
 def _groups_of_repository(path: Path, name: str | None) -> list[Group]:
     from coin_export.repository.layout import read_repository
 
-    groups = read_repository(path).groups
-    if name is not None and name not in [group.name for group in groups]:
-        raise RepositoryError(f"{path}: holds the groups {[group.name for group in groups]}; none is called {name!r}")
-    return [group for group in groups if name in (None, group.name)]
+    repository = read_repository(path)
+    return list(repository.groups) if name is None else [repository.group(name)]
 
 
 async def _discover(addresses: list[str], group: str | None) -> Group:

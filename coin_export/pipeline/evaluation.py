@@ -11,7 +11,7 @@ import numpy as np
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Quality
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.errors import RepositoryError, RequestError
+from coin_export.errors import RequestError
 from coin_export.evaluate.accuracy import LabelledOutputs, Outputs, accuracy, measure
 from coin_export.evaluate.outputs import run_onnx
 from coin_export.pipeline.loading import Labelled, read_labelled
@@ -66,7 +66,7 @@ def evaluate_repository(repository: Path, data: Mapping[str, Path], labels: str,
         RequestError: if data names no original of the group.
     """
     contents = read_repository(repository)
-    found = select_group(contents.groups, group, str(repository))
+    found = contents.group(group)
     names = [member.name for member in found.originals]
     for name in data:
         if name not in names:
@@ -81,18 +81,3 @@ def evaluate_repository(repository: Path, data: Mapping[str, Path], labels: str,
     accuracies, quality = measure_files(files, found.code, members, everything, evaluation)
     measured = tuple(replace(member, accuracy=accuracies.get(member.name)) for member in found.members)
     return replace(found, members=measured, quality=quality)
-
-
-def select_group(groups: Sequence[Group], name: str | None, where: str) -> Group:
-    """Pick the group called ``name``, or the only one.
-
-    Raises:
-        RepositoryError: if there is no such group, or several and none was named.
-    """
-    chosen = [group for group in groups if name in (None, group.name)]
-    if len(chosen) != 1:
-        raise RepositoryError(
-            f"{where}: holds the groups {[group.name for group in groups]}; "
-            + (f"none is called {name!r}" if name else "name one of them")
-        )
-    return chosen[0]

@@ -64,6 +64,20 @@ class Repository:
     members: Mapping[str, MemberFiles]
     foreign: tuple[str, ...]
 
+    def group(self, name: str | None) -> Group:
+        """Return the group called ``name``, or the only one.
+
+        Raises:
+            RepositoryError: if there is no such group, or several and none was named.
+        """
+        chosen = [group for group in self.groups if name in (None, group.name)]
+        if len(chosen) != 1:
+            raise RepositoryError(
+                f"{self.path}: holds the groups {[group.name for group in self.groups]}; "
+                + (f"none is called {name!r}" if name else "name one of them")
+            )
+        return chosen[0]
+
     def onnx_path(self, model: str) -> Path:
         """Return the ONNX file of a member.
 

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ with server:
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_server_ends_with_its_program(
-    repository: Path, temporary: Path, remains_of: Callable[[int], Any], end: signal.Signals
-) -> None:
+@contextmanager
+def starting_program(repository: Path) -> Iterator[tuple[subprocess.Popen[str], Iterator[str]]]:
+    """Run a program that has begun to start a server, in a process group of its own; gives its further output too."""
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(repository)],
         stdout=subprocess.PIPE,
@@ -43,7 +43,15 @@ def test_a_server_ends_with_its_program(
         start_new_session=True,
     ) as program:
         assert program.stdout is not None and program.stdout.readline() == "starting\n"
-        remains = remains_of(int(program.stdout.readline()))
+        yield program, iter(program.stdout)
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_server_ends_with_its_program(
+    repository: Path, temporary: Path, remains_of: Callable[[int], Any], end: signal.Signals
+) -> None:
+    with starting_program(repository) as (program, lines):
+        remains = remains_of(int(next(lines)))
         # To the whole group, as a terminal's Ctrl-C does.
         os.killpg(program.pid, end)
         program.wait(30)
@@ -55,14 +63,7 @@ def test_a_server_ends_with_its_program(
 def test_a_program_that_ends_while_its_server_starts_leaves_nothing(
     repository: Path, temporary: Path, end: signal.Signals
 ) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(repository)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        start_new_session=True,
-    ) as program:
-        assert program.stdout is not None and program.stdout.readline() == "starting\n"
+    with starting_program(repository) as (program, _):
         wait_for_a_folder(temporary)
         os.killpg(program.pid, end)
         program.wait(30)
