@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
-from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.errors import CalibrationError, ModelError, NonFiniteError
 from coin_export.fisher.diagonal import DiagonalFisher, diagonal_fisher
 from coin_export.fisher.options import FisherOptions
@@ -224,7 +224,7 @@ def test_a_model_without_parameters_is_refused() -> None:
     ],
     ids=["shape", "dtype", "name", "surplus"],
 )
-def test_inputs_of_another_signature_are_refused(arrays: dict[str, np.ndarray]) -> None:  # type: ignore[type-arg]
+def test_inputs_of_another_signature_are_refused(arrays: dict[str, Array]) -> None:
     with pytest.raises(CalibrationError, match=r"model 'a' takes \[\('x', \(3,\), 'float32'\)\]"):
         diagonal_fisher(CASES["mlp"].original(), CalibrationInputs(arrays), FisherOptions())
 
