@@ -37,7 +37,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest
 
 constraints:  ## resolve the pinned versions anew (needs uv)
-	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev \
+	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra reproduce \
 		--constraint constraints.in --output-file constraints.txt pyproject.toml
 
 clean:  ## remove what was made
