@@ -1,0 +1,311 @@
+"""Measure what the client costs while all is well, against a bare ``asyncio.gather`` of tritonclient's calls.
+
+    python scripts/bench_client.py [--quick] [--output docs/results]
+
+Real servers, one process for each model. "held_back" is the client with its default policy against a gather of calls
+to the same originals; "at_once" asks the coded model as well, against a gather of calls to all models. Both sides make
+their requests' tensors and read all answers as numpy arrays. They take turns in short blocks in random order, so that
+a busy machine disturbs both alike; ratios are of one repeat's blocks, and the median over repeats counts.
+
+The second part has no wire: the whole of `CodedClient.infer` on a transport that answers at once, for k originals and
+one coded model; "decoding" has one original's answer come too late each time. It also times one decoding of eight
+originals of 32 x 1,000 outputs.
+
+Writes ``client_overhead.json`` (the ratios), ``client_cost.json`` (microseconds) and ``client_overhead.meta.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import json
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc.aio as triton
+from rich.console import Console
+from rich.table import Table
+
+from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy, Source, TransportOptions
+from coin_export.code.decode import decode
+from coin_export.code.linear import LinearCode
+from coin_export.datasets import bundled
+from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
+from scripts.bench.group import DATA_SETS, INPUT, OUTPUT, coded_group
+from scripts.bench.machine import describe
+from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
+
+MODES = {"held_back": Policy(), "at_once": Policy(coded=AtOnce())}
+TARGET_P50, TARGET_THROUGHPUT = 1.10, 0.90
+TARGET_COST_US, TARGET_DECODE_US = 150.0, 100.0
+
+Ask = Callable[[], Awaitable[object]]
+
+
+@dataclass
+class Tally:
+    """What one side did within one repeat."""
+
+    latencies_s: list[float] = field(default_factory=list)
+    elapsed_s: float = 0.0
+
+    @property
+    def p50_s(self) -> float:
+        """Median latency in seconds."""
+        return statistics.median(self.latencies_s)
+
+    @property
+    def throughput(self) -> float:
+        """Requests a second."""
+        return len(self.latencies_s) / self.elapsed_s
+
+
+async def run_block(ask: Ask, requests: int, concurrency: int, tally: Tally) -> None:
+    """Make requests, always ``concurrency`` of them under way."""
+    left = requests
+
+    async def work() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            start = time.perf_counter()
+            await ask()
+            tally.latencies_s.append(time.perf_counter() - start)
+
+    start = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(concurrency)))
+    tally.elapsed_s += time.perf_counter() - start
+
+
+async def compare(
+    ours: Ask, bare: Ask, concurrency: int, size: dict[str, int], seed: int
+) -> tuple[list[Tally], list[Tally]]:
+    """Return one tally a repeat for each side."""
+    shuffler = random.Random(seed)
+    tallies: tuple[list[Tally], list[Tally]] = ([], [])
+    for ask in (ours, bare):
+        await run_block(ask, size["requests"], concurrency, Tally())
+    for _ in range(size["repeats"]):
+        pair = (Tally(), Tally())
+        for _ in range(size["blocks"]):
+            sides = [(ours, pair[0]), (bare, pair[1])]
+            shuffler.shuffle(sides)
+            for ask, tally in sides:
+                gc.collect()
+                gc.freeze()
+                await run_block(ask, size["requests"], concurrency, tally)
+        for tally, all_of_side in zip(pair, tallies, strict=True):
+            all_of_side.append(tally)
+    return tallies
+
+
+class BareGather:
+    """What one would write without this package: one call to each model, all awaited together.
+
+    Args:
+        addresses: of the servers, by model.
+    """
+
+    def __init__(self, addresses: dict[str, str]) -> None:
+        self._clients = {model: triton.InferenceServerClient(address) for model, address in addresses.items()}
+        self._outputs = [triton.InferRequestedOutput(OUTPUT)]
+
+    async def infer(self, image: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """Ask every model."""
+        tensor = triton.InferInput(INPUT, image.shape, "FP32")
+        tensor.set_data_from_numpy(image)
+        results = await asyncio.gather(
+            *(client.infer(model, [tensor], outputs=self._outputs) for model, client in self._clients.items())
+        )
+        return {model: result.as_numpy(OUTPUT) for model, result in zip(self._clients, results, strict=True)}
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients.values():
+            await client.close()
+
+
+async def bench_mode(
+    mode: str, addresses: dict[str, str], concurrencies: Sequence[int], size: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Measure one mode at every concurrency."""
+    image = bundled.load(DATA_SETS[0]).test_images[:1]
+    asked = addresses if mode == "at_once" else {model: addresses[model] for model in DATA_SETS}
+    bare = BareGather(asked)
+    records = []
+    try:
+        async with CodedClient(list(addresses.values()), policy=MODES[mode]) as client:
+            for concurrency in concurrencies:
+                ours, theirs = await compare(
+                    lambda: client.infer({INPUT: image}), lambda: bare.infer(image), concurrency, size, concurrency
+                )
+                records.append(_ratios(mode, concurrency, ours, theirs) | size)
+    finally:
+        await bare.close()
+    return records
+
+
+def _ratios(mode: str, concurrency: int, ours: list[Tally], theirs: list[Tally]) -> dict[str, Any]:
+    p50 = [our.p50_s / their.p50_s for our, their in zip(ours, theirs, strict=True)]
+    throughput = [our.throughput / their.throughput for our, their in zip(ours, theirs, strict=True)]
+    return {
+        "concurrency": concurrency,
+        "mode": mode,
+        "p50_ratio": statistics.median(p50),
+        "p50_ratio_iqr": _iqr(p50),
+        "throughput_ratio": statistics.median(throughput),
+        "throughput_ratio_iqr": _iqr(throughput),
+        "p50_ms": 1e3 * statistics.median(tally.p50_s for tally in ours),
+        "bare_p50_ms": 1e3 * statistics.median(tally.p50_s for tally in theirs),
+        "throughput": statistics.median(tally.throughput for tally in ours),
+        "bare_throughput": statistics.median(tally.throughput for tally in theirs),
+    }
+
+
+def _iqr(values: list[float]) -> list[float]:
+    return [float(value) for value in np.percentile(values, [25, 75])]
+
+
+def bench_servers(
+    repository: Path, modes: Sequence[str], concurrencies: Sequence[int], size: dict[str, int]
+) -> list[dict[str, Any]]:
+    """Measure against real servers."""
+    group = coded_group(repository)
+    servers = {member.name: EmbeddedServer(repository, models=[member.name]) for member in group.members}
+    with ExitStack() as stack:
+        stack.callback(stop_all, list(servers.values()))
+        start_all(list(servers.values()))
+        addresses = {model: server.grpc_address for model, server in servers.items()}
+        return [record for mode in modes for record in asyncio.run(bench_mode(mode, addresses, concurrencies, size))]
+
+
+async def bench_cost(k: int, case: str, requests: int, repeats: int) -> dict[str, Any]:
+    """Time whole requests of ``k`` originals on a transport without a wire."""
+    group = scripted_group(k)
+    transports = {f"server:{row}": member.name for row, member in enumerate(group.members)}
+    made: list[ScriptedTransport] = []
+
+    def transport(address: str, options: TransportOptions) -> ScriptedTransport:
+        made.append(ScriptedTransport(address, group, transports[address]))
+        return made[-1]
+
+    policy = Policy(coded=AtOnce(), decode=AsSoonAsDecodable()) if case == "decoding" else Policy()
+    async with CodedClient(list(transports), policy=policy, make_transport=transport) as client:
+        loop = asyncio.get_running_loop()
+
+        async def one() -> None:
+            late = made[0].held = loop.create_future() if case == "decoding" else None
+            answers = await client.infer(INPUTS)
+            if late is not None:
+                late.set_result(None)
+                await asyncio.sleep(0)  # the late answer's cost is part of the request's
+                assert answers["model_0"].source is Source.DECODED
+
+        seconds = []
+        for repeat in range(repeats + 1):
+            gc.collect()
+            gc.freeze()
+            start = time.perf_counter()
+            for _ in range(requests):
+                await one()
+            if repeat:  # the first warms up
+                seconds.append((time.perf_counter() - start) / requests)
+    cost = [1e6 * value for value in seconds]
+    return {
+        "mode": "policy_and_decode",
+        "case": case,
+        "k": k,
+        "microseconds": statistics.median(cost),
+        "microseconds_iqr": _iqr(cost),
+        "requests": requests,
+        "repeats": repeats,
+    }
+
+
+def bench_decode(repeats: int) -> dict[str, Any]:
+    """Time the decoding of one lost original of eight, batch 32, 1,000 classes."""
+    k, shape = 8, (32, 1000)
+    decoding = LinearCode.from_rows([[1.0] * k]).decoding(range(1, k + 1))
+    generator = np.random.default_rng(0)
+    outputs = [generator.normal(size=shape).astype(np.float32) for _ in decoding.sources]
+    seconds = []
+    for _ in range(100 * repeats):
+        start = time.perf_counter()
+        decode(decoding, outputs)
+        seconds.append(1e6 * (time.perf_counter() - start))
+    return {
+        "mode": "decode",
+        "case": "one of k lost",
+        "k": k,
+        "shape": list(shape),
+        "microseconds": statistics.median(seconds),
+        "microseconds_iqr": _iqr(seconds),
+        "repeats": len(seconds),
+    }
+
+
+def show(ratios: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]]) -> None:
+    """Print both tables."""
+    console = Console(width=120)
+    table = Table("mode", "concurrency", "p50 ratio (IQR)", "throughput ratio (IQR)", "p50 ms", "bare p50 ms", "met")
+    for record in ratios:
+        met = record["p50_ratio"] <= TARGET_P50 and record["throughput_ratio"] >= TARGET_THROUGHPUT
+        table.add_row(
+            record["mode"],
+            str(record["concurrency"]),
+            _cell(record, "p50_ratio", ".3f"),
+            _cell(record, "throughput_ratio", ".3f"),
+            f"{record['p50_ms']:.2f}",
+            f"{record['bare_p50_ms']:.2f}",
+            "yes" if met else "no",
+        )
+    if ratios:
+        console.print(table)
+    table = Table("cost", "case", "k", "microseconds (IQR)")
+    for record in costs:
+        table.add_row(record["mode"], record["case"], str(record["k"]), _cell(record, "microseconds", ".0f"))
+    console.print(table)
+
+
+def _cell(record: dict[str, Any], key: str, form: str) -> str:
+    low, high = record[f"{key}_iqr"]
+    return f"{record[key]:{form}} ({low:{form}} to {high:{form}})"
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=Path("artifacts/bench/coded"), help="built if missing")
+    parser.add_argument("--modes", choices=MODES, nargs="*", default=list(MODES))
+    parser.add_argument("--concurrencies", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--quick", action="store_true", help="three short repeats")
+    parser.add_argument("--output", type=Path, help="folder of the JSON files")
+    options = parser.parse_args()
+    repeats = 3 if options.quick else options.repeats
+    size = {"repeats": repeats, "blocks": 2 if options.quick else 3, "requests": 150 if options.quick else 300}
+    costs = [
+        asyncio.run(bench_cost(k, case, 300 if options.quick else 1000, repeats))
+        for case in ("direct", "decoding")
+        for k in (2, 4, 8, 16, 32)
+    ]
+    costs.append(bench_decode(repeats))
+    ratios = bench_servers(options.repository, options.modes, options.concurrencies, size) if options.modes else []
+    show(ratios, costs)
+    if options.output:
+        options.output.mkdir(parents=True, exist_ok=True)
+        contents = {"client_overhead": ratios, "client_cost": costs, "client_overhead.meta": describe()}
+        for name, content in contents.items():
+            (options.output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
