@@ -35,16 +35,17 @@ class CoinOptions(BaseModel):
     name: Literal["coin"] = Field(default="coin", description="Barycenter weighted by diagonal Fisher information.")
     fisher: FisherOptions = Field(default=FisherOptions(), description="Which Fisher information, how estimated.")
     damping: float = Field(
-        default=0.1,
+        default=0.3,
         ge=0,
         allow_inf_nan=False,
-        description="Added to every Fisher value, in units of the mean Fisher value of the originals. 0 is the plain "
-        "formula, larger is nearer to the plain average; deep networks with BatchNorm want about 1.",
+        description="Added to every Fisher value, in units of the mean Fisher value of the originals after "
+        "normalization. 0 is the plain formula, larger is nearer to the plain average.",
     )
     normalization: Normalization = Field(
-        default="none",
-        description="Divide the Fisher values of a model by their mean (per_model), or those of each tensor by theirs "
-        "(per_tensor). Categorical Fishers want it, since that of a very confident model vanishes.",
+        default="per_tensor",
+        description="Divide the Fisher values of a model by their mean (per_model), or those of each of its tensors by "
+        "theirs (per_tensor); none is the paper's formula, in which a very confident model hardly counts, since its "
+        "Fisher nearly vanishes.",
     )
 
 

@@ -5,7 +5,7 @@ A convolution is a linear layer on patches (im2col), of which it sees one for ea
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,8 +28,8 @@ def regressable(module: nn.Module) -> dict[str, Layer]:
 
 
 @contextmanager
-def observed_grams(module: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
-    """Collect Gram matrices of all `regressable` layers while the block runs the module.
+def observed_grams(layers: Mapping[str, Layer]) -> Iterator[dict[str, torch.Tensor]]:
+    """Collect Gram matrices of the named layers while the block runs their model.
 
     Yields:
         By layer name, a float64 tensor of shape (groups, fan_in, fan_in), summed over all calls. Layers whose forward
@@ -46,8 +46,7 @@ def observed_grams(module: nn.Module) -> Iterator[dict[str, torch.Tensor]]:
         return observe
 
     handles = [
-        layer.register_forward_pre_hook(observer(name, layer), with_kwargs=True)
-        for name, layer in regressable(module).items()
+        layer.register_forward_pre_hook(observer(name, layer), with_kwargs=True) for name, layer in layers.items()
     ]
     try:
         yield grams

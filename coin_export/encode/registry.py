@@ -20,6 +20,7 @@ from coin_export.encode.distill import DistillOptions, distill
 from coin_export.encode.encoding import Encoder, Encoding
 from coin_export.encode.refine import RefineOptions, refine
 from coin_export.encode.regmean import RegMeanOptions, regmean
+from coin_export.encode.regress import RegressOptions, regress
 from coin_export.errors import CodeError
 from coin_export.model.signature import Original
 from coin_export.model.state import check_finite
@@ -28,13 +29,14 @@ ENCODERS: Mapping[str, tuple[type[BaseModel], Encoder]] = {
     "average": (AverageOptions, average),
     "coin": (CoinOptions, coin),
     "regmean": (RegMeanOptions, regmean),
+    "regress": (RegressOptions, regress),
     "auto": (AutoOptions, auto),
     "distill": (DistillOptions, distill),
     "refine": (RefineOptions, refine),
 }
 
 EncoderOptions: TypeAlias = Annotated[
-    AverageOptions | CoinOptions | RegMeanOptions | AutoOptions | DistillOptions | RefineOptions,
+    AverageOptions | CoinOptions | RegMeanOptions | RegressOptions | AutoOptions | DistillOptions | RefineOptions,
     Field(discriminator="name"),
 ]
 

@@ -13,13 +13,14 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.barycenter import barycenter
 from coin_export.encode.combination import select, working_copy, working_inputs
 from coin_export.encode.cost import CostMeter
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.grams import observed_grams
+from coin_export.encode.grams import observed_grams, regressable
 from coin_export.model.signature import Original
 
 # Added to the diagonal, relative to its mean: inputs that are always zero then leave the plain average.
@@ -38,6 +39,11 @@ class RegMeanOptions(BaseModel):
         le=1,
         description="Factor of the Gram matrices' off-diagonal elements; 1 is plain least squares, and overfits.",
     )
+    layers: Literal["all", "linear"] = Field(
+        default="all",
+        description="all: linear layers and convolutions; linear: linear layers only, as in the paper, and "
+        "convolutions are averaged.",
+    )
     batch_size: int = Field(default=64, ge=1, description="Points in a forward pass; does not change the result.")
 
 
@@ -55,7 +61,7 @@ def regmean(
     """
     meter = CostMeter()
     state_dict = barycenter(originals, coefficients)
-    grams = [_grams(original, calibration, options.batch_size) for original in originals]
+    grams = [_grams(original, calibration, options) for original in originals]
     states = [original.module.state_dict() for original in originals]
     names = [name for name in grams[0] if all(name in others for others in grams)]
     for name in names:
@@ -67,11 +73,14 @@ def regmean(
     return Encoding(state_dict, meter.cost(forward_passes=points), {"regressed_layers": len(names)})
 
 
-def _grams(original: Original, calibration: CalibrationInputs, size: int) -> dict[str, torch.Tensor]:
+def _grams(original: Original, calibration: CalibrationInputs, options: RegMeanOptions) -> dict[str, torch.Tensor]:
     module, inputs = working_copy(original, original.module.state_dict()), working_inputs(calibration)
-    with torch.no_grad(), observed_grams(module) as grams:
-        for start in range(0, len(calibration), size):
-            module(*select(inputs, slice(start, start + size)).values())
+    layers = regressable(module)
+    if options.layers == "linear":
+        layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+    with torch.no_grad(), observed_grams(layers) as grams:
+        for start in range(0, len(calibration), options.batch_size):
+            module(*select(inputs, slice(start, start + options.batch_size)).values())
     return grams
 
 

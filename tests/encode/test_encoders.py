@@ -125,7 +125,7 @@ def test_a_model_with_larger_fisher_pulls_the_coded_model_to_itself() -> None:
         nn.init.constant_(module.get_parameter("0.weight"), first)
         nn.init.constant_(module.get_parameter("1.weight"), second)
         originals.append(Original(name, module, infer_signature(module, calibration)))
-    state = encode(originals, [0.5, 0.5], calibration, CoinOptions(damping=0)).state_dict
+    state = encode(originals, [0.5, 0.5], calibration, CoinOptions(damping=0, normalization="none")).state_dict
     assert state["0.weight"].item() == pytest.approx((9 * 2.0 + 1 * -1.0) / 10)
     assert state["1.weight"].item() == pytest.approx((4 * 3.0 + 1 * 1.0) / 5)
 

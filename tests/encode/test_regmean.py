@@ -87,6 +87,17 @@ def test_convolutions_are_regressed_too() -> None:
         torch.testing.assert_close(found[channels].flatten(1).double(), solution, rtol=1e-3, atol=1e-4)
 
 
+def test_convolutions_may_be_left_to_the_average() -> None:
+    originals, points = trio("cnn"), CASES["cnn"].calibration()
+    found = encode(originals, BETA, points, RegMeanOptions(layers="linear"))
+    everything = encode(originals, BETA, points, RegMeanOptions()).state_dict
+    average = encode(originals, BETA, points, AverageOptions()).state_dict
+    assert found.notes == {"regressed_layers": 1}
+    assert torch.equal(found.state_dict["5.weight"], everything["5.weight"])
+    assert torch.equal(found.state_dict["2.weight"], average["2.weight"])
+    assert not torch.allclose(everything["2.weight"], average["2.weight"])
+
+
 def test_linear_models_are_combined_exactly() -> None:
     torch.manual_seed(0)
     originals, points = originals_of(nn.Linear(3, 2), nn.Linear(3, 2)), normal_points()

@@ -1,0 +1,211 @@
+"""Regression of the coded model's own features, layer by layer, toward the combined ones: a closed form.
+
+From the first layer to the last: at the coded model's own input features X_c of a layer, with all earlier layers
+already set, the layer's weight is moved from the start W_0 (a barycenter) to the minimiser of
+
+    ||X_c W^T - sum_i beta_i Y_i||^2 + ridge ||W - W_0||^2
+
+where Y_i is what the same layer gives inside model i on the same calibration inputs. RegMean uses the features that
+each original sees; this uses those that the coded model will see, so that errors of earlier layers are made good.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.affine import AffineKind, kind_of, observing
+from coin_export.encode.average import AverageOptions, average
+from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.combination import Inputs, finished_state, points_of, select, working_copy, working_inputs
+from coin_export.encode.cost import CostMeter, Passes
+from coin_export.encode.encoding import Encoding
+from coin_export.model.signature import Original
+
+# Rows for each feature: enough for least squares, and convolutions have far more positions than they need.
+_ROWS_PER_FEATURE = 40
+
+
+class RegressOptions(BaseModel):
+    """From where to regress, and how far to trust it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["regress"] = Field(
+        default="regress", description="Layer-wise regression of the coded model's own features; no training."
+    )
+    start: Literal["average", "coin"] = Field(
+        default="coin", description="The barycenter to start at; what cannot be regressed stays as it gives it."
+    )
+    ridge: float = Field(
+        default=0.01,
+        gt=0,
+        allow_inf_nan=False,
+        description="Pull toward the start, in units of the mean square of a layer's input features.",
+    )
+    batch_size: int = Field(default=32, ge=1, description="Points in a forward pass; does not change the result.")
+
+
+def regress(
+    originals: Sequence[Original],
+    coefficients: Sequence[float],
+    calibration: CalibrationInputs,
+    options: RegressOptions,
+    cache: Path | None = None,
+) -> Encoding:
+    """Regress layer after layer; see `Encoder`.
+
+    Regressed are linear layers, convolutions, the projections of self-attention, and scale and shift of normalisation
+    layers. Weights shared by several layers, weights that are equal in all originals, and everything else stay as the
+    start gives them.
+
+    Raises:
+        CoinExportError: as `coin`.
+    """
+    meter, passes = CostMeter(), Passes()
+    start = (
+        average(originals, coefficients, calibration, AverageOptions(), cache)
+        if options.start == "average"
+        else coin(originals, coefficients, calibration, CoinOptions(), cache)
+    )
+    passes.add(start.cost)
+    coded = working_copy(originals[0], start.state_dict)
+    models = [working_copy(original, original.module.state_dict()) for original in originals]
+    batches = _batches(working_inputs(calibration), options.batch_size)
+    layers = _in_order(coded, models, batches[0])
+    for name, calls in layers.items():
+        layer = coded.get_submodule(name)
+        kind = kind_of(layer)
+        if kind is not None:
+            normal = _normal_equations(kind, name, calls, coded, models, coefficients, batches)
+            _move(layer, kind, *normal, options.ridge, _differs(name, kind.bias, models))
+            passes.forward += len(calibration) * (len(models) + 1)
+    notes = {"regressed_layers": len(layers), "start": options.start}
+    state = finished_state(coded, originals[0])
+    return Encoding(state, meter.cost(passes.forward, passes.backward), notes)
+
+
+class _Reached(Exception):  # noqa: N818  # no error
+    """The layer asked for has been called for the last time."""
+
+
+def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs) -> dict[str, int]:
+    """Return the layers to regress, in the order in which they are first called, and how often each is called."""
+    uses = Counter(id(parameter) for _, parameter in coded.named_parameters(remove_duplicate=False))
+    wanted = {
+        name
+        for name, layer in coded.named_modules()
+        if (kind := kind_of(layer)) is not None
+        and uses[id(getattr(layer, kind.weight))] == 1
+        and _differs(name, kind.weight, models)
+    }
+    calls: Counter[str] = Counter()
+    with torch.no_grad(), observing(coded, wanted, lambda name, *_: calls.update([name])):
+        coded(*inputs.values())
+    return {name: count for name, count in calls.items() if name in wanted}
+
+
+def _differs(layer: str, parameter: str, models: Sequence[nn.Module]) -> bool:
+    """Tell whether a layer's parameter is there and not the same in all models."""
+    found = [getattr(model.get_submodule(layer), parameter, None) for model in models]
+    tensors = [tensor for tensor in found if tensor is not None]
+    return any(not torch.equal(tensors[0], other) for other in tensors[1:])
+
+
+def _normal_equations(
+    kind: AffineKind,
+    name: str,
+    calls: int,
+    coded: nn.Module,
+    models: Sequence[nn.Module],
+    coefficients: Sequence[float],
+    batches: Sequence[Inputs],
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Return, in float64, X^T X, X^T (wanted outputs - own outputs) and the number of rows; X ends in a column of ones.
+
+    The first two have the shapes (groups, features + 1, features + 1) and (groups, features + 1, outputs).
+    """
+    gram, cross, rows = torch.zeros(()), torch.zeros(()), 0
+    points = sum(points_of(inputs) for inputs in batches)
+    first = 0
+    for inputs in batches:
+        own = _calls(coded, name, calls, inputs)
+        teachers = [_calls(model, name, calls, inputs) for model in models]
+        for call, (seen, output) in enumerate(own):
+            features = kind.features(coded.get_submodule(name), seen)
+            residual = -kind.outputs(coded.get_submodule(name), output)
+            for beta, model, teacher in zip(coefficients, models, teachers, strict=True):
+                residual = residual + beta * kind.outputs(model.get_submodule(name), teacher[call][1])
+            x = _thinned(nn.functional.pad(features, (0, 1), value=1.0), points, first)
+            gram = gram + (x.transpose(1, 2) @ x).double()
+            cross = cross + (x.transpose(1, 2) @ _thinned(residual, points, first, x.shape[-1])).double()
+            rows += x.shape[1]
+        first += points_of(inputs)
+    return gram, cross, rows
+
+
+def _thinned(rows: torch.Tensor, points: int, first: int, width: int | None = None) -> torch.Tensor:
+    """Keep enough positions of each point and flatten to (groups, rows, width).
+
+    Which ones depends on the point's index alone, so not on the batch size.
+    """
+    groups, here, positions, own_width = rows.shape
+    kept = max(1, min(positions, -(-_ROWS_PER_FEATURE * (width or own_width) // points)))
+    if kept < positions:
+        offset = (torch.arange(first, first + here) * 0.6180339887 % 1.0 * positions).long()[:, None]
+        index = (offset + torch.arange(kept) * positions // kept) % positions
+        rows = rows[:, torch.arange(here)[:, None], index]
+    return rows.reshape(groups, -1, own_width)
+
+
+def _calls(module: nn.Module, name: str, calls: int, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Run the module up to the last call of a layer; return its inputs and outputs."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def observe(found: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        if found == name:
+            seen.append((given, output.clone()))  # what follows may write into it
+            if len(seen) == calls:
+                raise _Reached
+
+    with torch.no_grad(), observing(module, {name}, observe), suppress(_Reached):
+        module(*inputs.values())
+    return seen
+
+
+def _move(
+    layer: nn.Module,
+    kind: AffineKind,
+    gram: torch.Tensor,
+    cross: torch.Tensor,
+    rows: int,
+    ridge: float,
+    with_bias: bool,
+) -> None:
+    """Solve for the change of weight and bias, and make it."""
+    features = gram.shape[-1] - 1
+    size = features + with_bias
+    gram, cross = gram[:, :size, :size], cross[:, :size]
+    scale = gram.diagonal(dim1=1, dim2=2)[:, :features].mean(-1)
+    diagonal = (ridge * scale).clamp_min(torch.finfo(torch.float32).tiny)[:, None].expand(-1, size).clone()
+    if with_bias:
+        diagonal[:, features] = ridge * rows
+    change = torch.linalg.solve(gram + torch.diag_embed(diagonal), cross)
+    with torch.no_grad():
+        weight = getattr(layer, kind.weight)
+        weight += change[:, :features].transpose(1, 2).reshape(weight.shape).to(weight.dtype)
+        if with_bias:
+            bias = getattr(layer, kind.bias)
+            bias += change[:, features].reshape(bias.shape).to(bias.dtype)
+
+
+def _batches(inputs: Inputs, size: int) -> list[Inputs]:
+    return [select(inputs, slice(start, start + size)) for start in range(0, points_of(inputs), size)]
