@@ -7,6 +7,15 @@ from typing import TYPE_CHECKING, Any
 from coin_export.client.answer import Answer, Answers, OutputTensor, Response, Source
 from coin_export.client.budget import Budget
 from coin_export.client.client import CodedClient
+from coin_export.client.observer import (
+    CallEnd,
+    CallInfo,
+    CallOutcome,
+    Observer,
+    RequestEnd,
+    RequestInfo,
+    RequestOutcome,
+)
 from coin_export.client.policy import (
     AfterDelay,
     AfterGrace,
@@ -36,15 +45,22 @@ __all__ = [
     "AtDeadline",
     "AtOnce",
     "Budget",
+    "CallEnd",
+    "CallInfo",
+    "CallOutcome",
     "CodedClient",
     "CodedTiming",
     "DecodeTiming",
     "HttpTransport",
     "Limits",
+    "Observer",
     "OnlyWhenDown",
     "OutputTensor",
     "Policy",
+    "RequestEnd",
+    "RequestInfo",
     "RequestOptions",
+    "RequestOutcome",
     "Response",
     "Source",
     "SyncCodedClient",

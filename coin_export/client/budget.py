@@ -39,6 +39,11 @@ class TokenBucket:
         self._budget = budget
         self._tokens = float(budget.burst)
 
+    @property
+    def left(self) -> float:
+        """The tokens left."""
+        return self._tokens
+
     def earn(self, requests: int) -> None:
         """Take note of ordinary requests."""
         self._tokens = min(self._tokens + self._budget.share * requests, self._budget.burst)

@@ -15,6 +15,7 @@ from coin_export.client.discovery import Topology
 from coin_export.client.fanout import Fanout, Request
 from coin_export.client.gather import Finish, Gather
 from coin_export.client.memory import Memory
+from coin_export.client.observer import Observer, Observers
 from coin_export.client.outcome import answers, undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
@@ -22,6 +23,7 @@ from coin_export.client.server import Limits
 from coin_export.client.signature import Signature
 from coin_export.client.transport import Parameter, RequestOptions, Transport, TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
+from coin_export.client.watch import RequestWatch
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError, DiscoveryError, RequestError
 
@@ -59,6 +61,7 @@ class CodedClient:
         limits: bounds on waiting and on abandoned calls.
         transport: TLS, headers, compression and channel arguments.
         make_transport: makes the transport for an address: `GrpcTransport`, or `HttpTransport`.
+        observers: are told of requests, calls and servers; see `Observer`.
 
     Raises:
         DiscoveryError: if an address is not ``host:port``, or none is given.
@@ -73,12 +76,14 @@ class CodedClient:
         limits: Limits = DEFAULT_LIMITS,
         transport: TransportOptions = DEFAULT_TRANSPORT,
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._addresses = _check_addresses(addresses)
         self._group_name = group
         self._policy = policy
         self._limits = limits
         self._make_transport = lambda address: make_transport(address, transport)
+        self._observers = Observers(observers)
         self._connection: _Connection | None = None
 
     async def __aenter__(self) -> CodedClient:
@@ -114,7 +119,7 @@ class CodedClient:
         """
         if self._connection is not None:
             return
-        pool = ServerPool(self._addresses, self._make_transport, self._limits)
+        pool = ServerPool(self._addresses, self._make_transport, self._limits, self._observers)
         try:
             topology = await pool.discover(self._group_name)
             signature = Signature(topology.group, topology.max_batch_size)
@@ -173,21 +178,38 @@ class CodedClient:
         gather = Gather(connection.group.code, rows, self._policy, connection.memory, started, ends)
         connection.pool.look_up_suspects()
         encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
-        fanout = Fanout(gather, connection.pool, connection.signature, Request(encoded, batch, options))
+        request = Request(encoded, batch, options)
+        if not self._observers:
+            return await _run(connection.group, Fanout(gather, connection.pool, connection.signature, request))
+        watch = RequestWatch(self._observers, connection.group, rows, batch, options, started, ends)
+        fanout = Fanout(gather, connection.pool, connection.signature, request, watch)
+        found, problem = None, None
         try:
-            fanout.start()
-            outcome = await fanout.outcome
+            found = await _run(connection.group, fanout)
+            return found
+        except BaseException as error:
+            problem = error
+            raise
         finally:
-            fanout.close()
-        if isinstance(outcome, Finish):
-            return answers(connection.group, fanout, outcome)
-        raise undecodable(connection.group, fanout, outcome.cause)
+            left = connection.memory.bucket.left
+            watch.end(found, problem, decode_s=fanout.decode_s, refusals=gather.refusals, budget_left=left)
 
     @property
     def _connected(self) -> _Connection:
         if self._connection is None:
             raise ClientError("the client is not connected: use it inside `async with`, or await its connect()")
         return self._connection
+
+
+async def _run(group: Group, fanout: Fanout) -> Answers:
+    try:
+        fanout.start()
+        outcome = await fanout.outcome
+    finally:
+        fanout.close()
+    if isinstance(outcome, Finish):
+        return answers(group, fanout, outcome)
+    raise undecodable(group, fanout, outcome.cause)
 
 
 def _check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:

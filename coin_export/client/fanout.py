@@ -19,6 +19,7 @@ from coin_export.client.pool import ServerPool
 from coin_export.client.server import Server, Task
 from coin_export.client.signature import Signature
 from coin_export.client.transport import Reply, RequestOptions
+from coin_export.client.watch import CallWatch, RequestWatch
 from coin_export.errors import TransportError
 
 
@@ -41,6 +42,7 @@ class _Call(NamedTuple):
     server: Server
     task: Task
     sent: float
+    watch: CallWatch | None
 
 
 class Fanout:
@@ -51,6 +53,7 @@ class Fanout:
         pool: chooses servers.
         signature: the models' names; checks what comes back.
         request: what is sent.
+        watch: is told of every call; None when nobody watches.
 
     Attributes:
         request: what is sent.
@@ -59,6 +62,7 @@ class Fanout:
         model_versions: of the models that gave them, by row.
         latency_s: seconds from the start to these answers, by row.
         failures: why other members did not answer, by row.
+        decode_s: seconds spent on decoding.
     """
 
     def __init__(
@@ -67,15 +71,18 @@ class Fanout:
         pool: ServerPool,
         signature: Signature,
         request: Request,
+        watch: RequestWatch | None = None,
     ) -> None:
         self.request = request
         self.model_versions: dict[int, str] = {}
         self.outputs: dict[int, Outputs] = {}
         self.latency_s: dict[int, float] = {}
         self.failures: dict[int, str] = {}
+        self.decode_s = 0.0
         self._gather = gather
         self._pool = pool
         self._signature = signature
+        self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, _Call] = {}
@@ -97,10 +104,18 @@ class Fanout:
         ended = self.outcome.done() and not self.outcome.cancelled()  # else the caller lost interest
         for row, call in self._calls.items():
             if call.task.done():
+                if call.watch is not None:
+                    call.watch.unheard(now, call.task)
                 continue
             overdue = ended and now - call.sent >= self._gather.patience_s
-            if call.server.release(call.task, partial(_learn_late, self._gather, row), overdue=overdue) and ended:
+            on_late = partial(_learn_late, self._gather, row, call.watch)
+            cancelled = call.server.release(call.task, on_late, overdue=overdue)
+            if cancelled and ended:
                 self._gather.overtaken(row, now)
+            if call.watch is not None:
+                call.watch.released(now, cancelled=cancelled)
+        if self._watch is not None:
+            self._watch.settle(self._used_rows())
 
     @property
     def pending(self) -> dict[int, str]:
@@ -135,14 +150,22 @@ class Fanout:
                 self.failures[row] = self._pool.why_no_route(row)
                 actions += self._gather.failed(row, now)
             elif not self._gather.ended:
+                watch, options = None, self.request.options
+                if self._watch is not None:
+                    watch, options = self._watch.send(row, server, now)
                 work = server.transport.infer(
-                    self._signature.members[row],
-                    self.request.encoded,
-                    self._signature.output_names,
-                    self.request.options,
+                    self._signature.members[row], self.request.encoded, self._signature.output_names, options
                 )
-                self._calls[row] = _Call(server, server.call(work, partial(self._on_done, row)), now)
+                self._calls[row] = _Call(server, server.call(work, partial(self._on_done, row)), now, watch)
         return actions
+
+    def _used_rows(self) -> set[int]:
+        """Return the rows that the answers are made from; none when there are no answers."""
+        outcome = self.outcome
+        finish = outcome.result() if outcome.done() and not outcome.cancelled() and not outcome.exception() else None
+        if not isinstance(finish, Finish):
+            return set()
+        return {*finish.direct, *(finish.decoding.sources if finish.decoding is not None else ())}
 
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
@@ -154,6 +177,9 @@ class Fanout:
 
     def _receive(self, row: int, task: Task, now: float) -> list[Action]:
         problem = self._take(row, task, now)
+        watch = self._calls[row].watch
+        if watch is not None:
+            watch.answered(now, problem)
         if not problem:
             return self._gather.arrived(row, now)
         self.failures[row] = problem
@@ -177,7 +203,10 @@ class Fanout:
         return ""
 
 
-def _learn_late(gather: Gather, row: int, task: Task) -> None:
+def _learn_late(gather: Gather, row: int, watch: CallWatch | None, task: Task) -> None:
     """Let the memory learn from the answer of an abandoned call; holds on to nothing else of the request."""
+    now = asyncio.get_running_loop().time()
     if not task.cancelled() and task.exception() is None:
-        gather.arrived(row, asyncio.get_running_loop().time())
+        gather.arrived(row, now)
+    if watch is not None:
+        watch.ended_late(now, task)

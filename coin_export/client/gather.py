@@ -75,6 +75,7 @@ class Gather:
     Attributes:
         started: when the request began.
         ended: whether `Finish` or `GiveUp` was returned.
+        refusals: how often the budget had too little left for the helping requests that were due.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Gather:
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
         self.ended = False
+        self.refusals = 0
 
     @property
     def patience_s(self) -> float:
@@ -171,6 +173,7 @@ class Gather:
         if not self._helpers or (now < self._helpers_at and not self._replaces):
             return []
         if not self._replaces and not self._memory.bucket.spend(len(self._helpers)):
+            self.refusals += 1
             self._helpers_at = now + (now - self.started)  # try again after as long again
             return []
         rows, self._helpers = self._helpers, ()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from coin_export.client.answer import Answer, Answers, Source
 from coin_export.client.fanout import Fanout
 from coin_export.client.gather import Cause, Finish
@@ -55,10 +57,12 @@ def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
     decoding = finish.decoding
     if decoding is None:
         return {}
+    began = time.perf_counter()
     arrays = {
         tensor.name: decode(decoding, [fanout.outputs[row][tensor.name] for row in decoding.sources])
         for tensor in group.outputs
     }
+    fanout.decode_s = time.perf_counter() - began
     elapsed_s = fanout.elapsed_s
     erased = [group.members[row].name for row in finish.erased]
     found = {}

@@ -11,6 +11,7 @@ from typing import Any
 
 from coin_export.client.answer import Array
 from coin_export.client.discovery import Topology, resolve, serving
+from coin_export.client.observer import Observers
 from coin_export.client.server import Limits, Server, Task
 from coin_export.client.transport import Transport
 from coin_export.code.manifest import Group
@@ -25,13 +26,21 @@ class ServerPool:
         addresses: ``host:port`` of each server.
         transport: makes a transport for an address.
         limits: bounds on waiting.
+        observers: are told which servers are in use.
 
     Raises:
         TransportError: if a transport cannot be made.
     """
 
-    def __init__(self, addresses: Sequence[str], transport: Callable[[str], Transport], limits: Limits) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[str],
+        transport: Callable[[str], Transport],
+        limits: Limits,
+        observers: Observers | None = None,
+    ) -> None:
         self._limits = limits
+        self._observers = observers or Observers()
         self._loop = asyncio.get_running_loop()
         self._group: Group | None = None
         self._closed = False
@@ -67,7 +76,9 @@ class ServerPool:
             if server.report:
                 self._admit(server)
             if server.down:
-                _warn_down(server)
+                self._tell_down(server)
+            else:
+                self._tell_up(server)
         for member, addresses in topology.servers.items():
             if not addresses:
                 logger.warning("model %s is served by none of the servers reached", member, extra={"model": member})
@@ -147,6 +158,7 @@ class ServerPool:
         self._admit(server)
         if was_down and not server.down:
             logger.info("server %s is in use again", server.address, extra={"server": server.address})
+            self._tell_up(server)
 
     def _admit(self, server: Server) -> None:
         """Use a server that was looked up, if it serves the group that this client decodes."""
@@ -171,8 +183,12 @@ class ServerPool:
     def _set_down(self, server: Server, reason: str) -> None:
         was_up, server.down = not server.down, reason
         if was_up and not self._closed:
-            _warn_down(server)
+            self._tell_down(server)
 
+    def _tell_up(self, server: Server) -> None:
+        self._observers.tell(lambda observer: observer.server_up(server.address))
 
-def _warn_down(server: Server) -> None:
-    logger.warning("server %s counts as down: %s", server.address, server.down, extra={"server": server.address})
+    def _tell_down(self, server: Server) -> None:
+        address, reason = server.address, server.down
+        logger.warning("server %s counts as down: %s", address, reason, extra={"server": address})
+        self._observers.tell(lambda observer: observer.server_down(address, reason))

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from coin_export.client.answer import Answers, Array
 from coin_export.client.client import DEFAULT_LIMITS, DEFAULT_POLICY, DEFAULT_TRANSPORT, NOTHING, CodedClient
+from coin_export.client.observer import Observer
 from coin_export.client.policy import Policy
 from coin_export.client.server import Limits
 from coin_export.client.transport import Parameter, Transport, TransportOptions
@@ -68,9 +69,16 @@ class SyncCodedClient:
         limits: Limits = DEFAULT_LIMITS,
         transport: TransportOptions = DEFAULT_TRANSPORT,
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
+        observers: Sequence[Observer] = (),
     ) -> None:
         self._client = CodedClient(
-            addresses, group=group, policy=policy, limits=limits, transport=transport, make_transport=make_transport
+            addresses,
+            group=group,
+            policy=policy,
+            limits=limits,
+            transport=transport,
+            make_transport=make_transport,
+            observers=observers,
         )
         self._portal: _Portal | None = None
         self._lock = threading.Lock()  # of connecting and closing only

@@ -46,7 +46,7 @@ class TransportOptions:
     channel_args: Mapping[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        problem = _problem_with_headers(self.headers)
+        problem = problem_with_headers(self.headers)
         if problem:
             raise UserError(problem)
         if self.compression not in (None, "gzip", "deflate"):
@@ -92,7 +92,7 @@ class RequestOptions:
                 return f"parameter {name!r} is reserved by Triton; use another name, or the argument of this name"
             if not isinstance(value, str | bool | int | float):
                 return f"parameter {name!r} is a {type(value).__name__}; give a text, bool, int or float"
-        return _problem_with_headers(self.headers)
+        return problem_with_headers(self.headers)
 
 
 class Reply(NamedTuple):
@@ -170,7 +170,8 @@ def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _problem_with_headers(headers: Mapping[str, str]) -> str:
+def problem_with_headers(headers: Mapping[str, str]) -> str:
+    """Say what is wrong with headers; empty if nothing is."""
     for name, value in headers.items():
         if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name) or not isinstance(value, str):
             return f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-] and text as value"

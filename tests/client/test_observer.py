@@ -1,0 +1,325 @@
+"""What observers are told: every request and every call ends exactly once, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coin_export.client import (
+    AfterDelay,
+    AfterGrace,
+    AtOnce,
+    Budget,
+    CallEnd,
+    CallInfo,
+    CallOutcome,
+    CodedClient,
+    Limits,
+    Observer,
+    Policy,
+    RequestEnd,
+    RequestInfo,
+    RequestOutcome,
+    Source,
+    SyncCodedClient,
+)
+from coin_export.client.transport import Transport, TransportOptions
+from coin_export.errors import RequestError, UndecodableError
+from tests.client.fake_triton import PIXELS, make_group
+from tests.client.scripted import Reaction, ScriptedTransport, run_virtually
+
+GROUP = make_group()
+NAMES = [member.name for member in GROUP.members]
+INPUTS = {"input": np.ones((2, PIXELS), np.float32)}
+ADDRESSES = [f"{name.replace('_', '-')}:8001" for name in NAMES]
+NEVER = Reaction(math.inf)
+
+
+@dataclass
+class Recorder(Observer):
+    """Keeps everything that it is told."""
+
+    begun: list[RequestInfo] = field(default_factory=list)
+    ended: list[tuple[RequestInfo, RequestEnd]] = field(default_factory=list)
+    calls: list[CallInfo] = field(default_factory=list)
+    calls_ended: list[tuple[CallInfo, CallEnd]] = field(default_factory=list)
+    late: list[tuple[CallInfo, float, str]] = field(default_factory=list)
+    servers: list[tuple[str, str]] = field(default_factory=list)
+
+    def request_begun(self, request: RequestInfo) -> None:
+        self.begun.append(request)
+
+    def request_ended(self, request: RequestInfo, end: RequestEnd) -> None:
+        assert {id(call) for call in self.calls if call.request is request} == {
+            id(call) for call, _ in self.calls_ended if call.request is request
+        }, "the calls of a request end before it does"
+        self.ended.append((request, end))
+
+    def call_begun(self, call: CallInfo) -> Mapping[str, str]:
+        assert call.request in self.begun
+        self.calls.append(call)
+        return {}
+
+    def call_ended(self, call: CallInfo, end: CallEnd) -> None:
+        self.calls_ended.append((call, end))
+
+    def call_ended_late(self, call: CallInfo, latency_s: float, error: str) -> None:
+        self.late.append((call, latency_s, error))
+
+    def server_down(self, address: str, reason: str) -> None:
+        self.servers.append((address, reason))
+
+    def server_up(self, address: str) -> None:
+        self.servers.append((address, ""))
+
+    def outcomes(self) -> dict[str, CallOutcome]:
+        """By model, of the last call to each."""
+        return {call.model: end.outcome for call, end in self.calls_ended}
+
+
+class Wire:
+    """Makes the transports of a client; the script holds the reactions of each member, the last one for ever."""
+
+    def __init__(self, script: Sequence[Sequence[Reaction]], *, may_cancel: bool = False) -> None:
+        self.transports: list[ScriptedTransport] = []
+        self._script = script
+        self._may_cancel = may_cancel
+
+    def __call__(self, address: str, options: TransportOptions) -> Transport:
+        row = ADDRESSES.index(address)
+        found = ScriptedTransport(address, GROUP, [NAMES[row]], lasting(self._script[row]), may_cancel=self._may_cancel)
+        self.transports.append(found)
+        return found
+
+
+def lasting(reactions: Sequence[Reaction]) -> Iterator[Reaction]:
+    return itertools.chain(reactions, itertools.repeat(reactions[-1]))
+
+
+def watched(
+    *reactions: Reaction, policy: Policy | None = None, may_cancel: bool = False, deadline: float | None = None
+) -> Recorder:
+    """Run one request on a virtual clock, with one reaction for each member, and close the client."""
+    recorder = Recorder()
+
+    async def work() -> None:
+        wire = Wire([[reaction] for reaction in reactions], may_cancel=may_cancel)
+        client = CodedClient(ADDRESSES, policy=policy or Policy(AtOnce()), make_transport=wire, observers=[recorder])
+        async with client:
+            with contextlib.suppress(UndecodableError):
+                await client.infer(INPUTS, deadline=deadline, request_id="r1")
+
+    run_virtually(work())
+    return recorder
+
+
+def test_a_healthy_request_is_direct_and_what_was_not_needed_is_wasted() -> None:
+    recorder = watched(Reaction(0.003), Reaction(0.002), Reaction(0.001))
+    ((request, end),) = recorder.ended
+    assert recorder.begun == [request]
+    assert (request.group, request.wanted, request.batch, request.request_id) == ("digits", ("a", "b"), 2, "r1")
+    assert end.outcome is RequestOutcome.DIRECT and end.elapsed_s == pytest.approx(0.003)
+    assert end.sources == {"a": Source.DIRECT, "b": Source.DIRECT} and end.decode_s == 0 and end.error == ""
+    assert recorder.outcomes() == {"a": CallOutcome.USED, "b": CallOutcome.USED, "coded_0": CallOutcome.WASTED}
+    assert {call.model: end.latency_s for call, end in recorder.calls_ended} == pytest.approx(
+        {"a": 0.003, "b": 0.002, "coded_0": 0.001}
+    )
+    assert {call.model: (call.coded, call.wanted, call.server) for call in recorder.calls} == {
+        "a": (False, True, "a:8001"),
+        "b": (False, True, "b:8001"),
+        "coded_0": (True, False, "coded-0:8001"),
+    }
+
+
+def test_a_decoded_request_uses_what_it_was_decoded_from_and_abandons_the_straggler() -> None:
+    recorder = watched(Reaction(1.0), Reaction(0.002), Reaction(0.001))
+    ((_, end),) = recorder.ended
+    assert end.outcome is RequestOutcome.DECODED and end.decode_s > 0
+    assert end.sources == {"a": Source.DECODED, "b": Source.DIRECT}
+    assert recorder.outcomes() == {"a": CallOutcome.ABANDONED, "b": CallOutcome.USED, "coded_0": CallOutcome.USED}
+    ((call, latency_s, error),) = recorder.late
+    assert (call.model, error) == ("a", "") and latency_s == pytest.approx(1.0)
+
+
+def test_where_cancelling_is_safe_the_straggler_is_cancelled_and_never_late() -> None:
+    recorder = watched(Reaction(1.0), Reaction(0.002), Reaction(0.001), may_cancel=True)
+    assert recorder.outcomes()["a"] is CallOutcome.CANCELLED and recorder.late == []
+
+
+def test_an_abandoned_call_that_is_cut_off_by_closing_ends_late() -> None:
+    recorder = watched(NEVER, Reaction(0.002), Reaction(0.001))
+    ((call, latency_s, error),) = recorder.late
+    assert (call.model, error) == ("a", "the client was closed") and latency_s >= Limits().close_s
+
+
+def test_a_failed_request_says_why_and_wastes_what_had_arrived() -> None:
+    recorder = watched(Reaction(0.001), Reaction(0.002, fails=True), Reaction(0.003, nan=True))
+    ((_, end),) = recorder.ended
+    assert end.outcome is RequestOutcome.FAILED and end.sources == {} and "out of memory" in end.error
+    assert recorder.outcomes() == {"a": CallOutcome.WASTED, "b": CallOutcome.FAILED, "coded_0": CallOutcome.FAILED}
+    errors = {call.model: end.error for call, end in recorder.calls_ended}
+    assert errors["a"] == "" and "out of memory" in errors["b"] and "NaN" in errors["coded_0"]
+
+
+def test_the_budget_is_told_with_every_request() -> None:
+    slow = Reaction(0.1), Reaction(0.002), Reaction(0.001)
+    ((_, end),) = watched(*slow, policy=Policy(AfterDelay(0.01), budget=Budget(0.5, 8.0))).ended
+    assert (end.refusals, end.budget_left) == (0, 7.0)
+    ((_, end),) = watched(*slow, policy=Policy(AfterDelay(0.01), budget=Budget(0.0, 0.0))).ended
+    assert end.refusals > 0 and end.budget_left == 0 and end.outcome is RequestOutcome.DIRECT
+
+
+def test_servers_are_told_when_connecting_and_when_their_breaker_moves() -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        wire = Wire([[Reaction(fails=True)] * 2 + [Reaction()], [Reaction()], [Reaction()]])
+        limits = Limits(misses_in_a_row=2, lookup_interval_s=1.0)
+        async with CodedClient(ADDRESSES, limits=limits, make_transport=wire, observers=[recorder]) as client:
+            assert recorder.servers == [(address, "") for address in ADDRESSES]
+            for _ in range(3):
+                await client.infer(INPUTS)
+                await asyncio.sleep(2.0)
+
+    run_virtually(work())
+    (down, reason), up = recorder.servers[3:]
+    assert down == ADDRESSES[0] and "2 calls in a row were missed" in reason and up == (ADDRESSES[0], "")
+
+
+def test_a_refused_request_is_no_request() -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        async with CodedClient(ADDRESSES, make_transport=Wire([[Reaction()]] * 3), observers=[recorder]) as client:
+            with pytest.raises(RequestError):
+                await client.infer({})
+
+    run_virtually(work())
+    assert not recorder.begun and not recorder.ended
+
+
+class Broken(Recorder):
+    """Raises when it is told of a call."""
+
+    def call_begun(self, call: CallInfo) -> Mapping[str, str]:
+        raise ZeroDivisionError("a bug in an observer")
+
+
+class Careless(Recorder):
+    """Wants to send a header that cannot be sent."""
+
+    def call_begun(self, call: CallInfo) -> Mapping[str, str]:
+        return {"Upper Case": "x"}
+
+
+@pytest.mark.parametrize("bad", [Broken(), Careless()])
+def test_an_observer_that_raises_is_logged_once_and_left_out(bad: Recorder, caplog: pytest.LogCaptureFixture) -> None:
+    good = Recorder()
+
+    async def work() -> None:
+        wire = Wire([[Reaction()]] * 3)
+        async with CodedClient(ADDRESSES, make_transport=wire, observers=[bad, good]) as client:
+            for _ in range(3):
+                await client.infer(INPUTS)
+
+    with caplog.at_level(logging.ERROR, logger="coin_export.client"):
+        run_virtually(work())
+    assert [record.getMessage() for record in caplog.records] == [
+        f"observer {type(bad).__name__} raised an error; it is told nothing more"
+    ]
+    assert len(bad.begun) == 1 and len(good.ended) == 3 and len(good.calls_ended) == len(good.calls)
+
+
+def test_headers_of_observers_travel_with_the_call_and_give_way_to_the_callers() -> None:
+    class Headers(Observer):
+        def call_begun(self, call: CallInfo) -> Mapping[str, str]:
+            return {"x-model": call.model, "x-both": "observer"}
+
+    wire = Wire([[Reaction()]] * 3)
+
+    async def work() -> None:
+        async with CodedClient(ADDRESSES, make_transport=wire, observers=[Headers()]) as client:
+            await client.infer(INPUTS, headers={"x-both": "caller"})
+
+    run_virtually(work())
+    (sent,) = wire.transports[1].sent
+    assert dict(sent.headers) == {"x-model": "b", "x-both": "caller"}
+
+
+def test_the_synchronous_client_tells_the_same() -> None:
+    recorder = Recorder()
+    wire = Wire([[Reaction()]] * 3)
+    with SyncCodedClient(ADDRESSES, make_transport=wire, observers=[recorder], policy=Policy(AtOnce())) as client:
+        client.infer(INPUTS)
+    assert len(recorder.ended) == 1 and len(recorder.calls_ended) == len(recorder.calls) == 3
+
+
+times = st.one_of(st.sampled_from([0.0, 0.001, 0.002, 0.05, math.inf]), st.floats(0.0, 0.1))
+reactions = st.builds(Reaction, times, st.booleans(), st.booleans())
+policies = st.builds(
+    Policy,
+    st.one_of(st.builds(AtOnce), st.builds(AfterDelay, st.sampled_from([0.0, 0.001, 0.01]))),
+    st.builds(AfterGrace, st.sampled_from([0.0, 0.002, 0.05])),
+    st.builds(Budget, st.floats(0, 1), st.floats(0, 4)),
+)
+
+
+@given(
+    script=st.tuples(*[st.lists(reactions, min_size=1, max_size=6)] * 3),
+    policy=policies,
+    may_cancel=st.booleans(),
+    deadlines=st.lists(st.sampled_from([0.001, 0.01, 0.05]), min_size=1, max_size=8),
+    impatience=st.sampled_from([0.0, 0.001, 0.005, 1.0]),
+)
+def test_everything_that_begins_ends_once(
+    script: tuple[list[Reaction], ...],
+    policy: Policy,
+    may_cancel: bool,
+    deadlines: list[float],
+    impatience: float,
+) -> None:
+    recorder = Recorder()
+    wire = Wire(script, may_cancel=may_cancel)
+    limits = Limits(misses_in_a_row=3, lookup_interval_s=0.01, close_s=0.02)
+    results: Counter[RequestOutcome] = Counter()
+
+    async def ask(client: CodedClient, deadline: float) -> None:
+        task = asyncio.ensure_future(client.infer(INPUTS, deadline=deadline))
+        await asyncio.wait([task], timeout=impatience)
+        task.cancel()
+        try:
+            found = await task
+        except UndecodableError:
+            results[RequestOutcome.FAILED] += 1
+        except asyncio.CancelledError:
+            results[RequestOutcome.CANCELLED] += 1
+        else:
+            decoded = any(answer.source is Source.DECODED for answer in found.values())
+            results[RequestOutcome.DECODED if decoded else RequestOutcome.DIRECT] += 1
+
+    async def work() -> None:
+        client = CodedClient(ADDRESSES, policy=policy, limits=limits, make_transport=wire, observers=[recorder])
+        async with client:
+            await asyncio.gather(*(ask(client, deadline) for deadline in deadlines))
+
+    run_virtually(work())
+    ended = Counter(id(call) for call, _ in recorder.calls_ended)
+    assert ended == Counter(id(call) for call in recorder.calls), "every call ends once"
+    assert len(recorder.calls) == sum(len(transport.sent) for transport in wire.transports)
+    assert Counter(id(call) for call, _, _ in recorder.late) == Counter(
+        id(call) for call, end in recorder.calls_ended if end.outcome is CallOutcome.ABANDONED
+    ), "every abandoned call ends late, once"
+    assert not may_cancel or not recorder.late
+    assert Counter(id(request) for request, _ in recorder.ended) == Counter(map(id, recorder.begun))
+    assert Counter(end.outcome for _, end in recorder.ended) == results
