@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from coin_export.code.design import default_code, worst_gain
-from coin_export.code.linear import LinearCode
+from coin_export.code.linear import LinearCode, check_all_protected
 from coin_export.code.manifest import CodeSpace
 from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
 from coin_export.errors import CodeError, RecipeError
@@ -77,6 +77,7 @@ class CodeRecipe(_Section):
         for index, row in enumerate(self.coefficients):
             if len(row) != k:
                 raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")
+            check_all_protected(row, f"row {index} of the coefficients")
         code = LinearCode.from_rows(self.coefficients)
         if worst_gain(np.asarray(code.parities)) > _USABLE_GAIN:
             raise CodeError(

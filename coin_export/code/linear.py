@@ -32,7 +32,8 @@ class Decoding:
         sources: indices of the models whose outputs are combined, one per column of ``weights``.
         weights: shape (wanted, sources); ``wanted outputs = weights @ outputs of sources``.
         noise_gain: per wanted original, the Euclidean norm of its weights on coded models: by how much
-            decoding amplifies the coding error. Zero where the original itself arrived.
+            decoding amplifies the coding error. Zero where the original itself arrived; one where a replica
+            takes its place.
     """
 
     wanted: tuple[int, ...]
@@ -45,12 +46,15 @@ class Decoding:
 class LinearCode:
     """A systematic linear code over the outputs of k originals with m coded models.
 
+    A model with coefficient zero is not protected by that row. A row that is one at a single original and zero
+    elsewhere makes the trivial coded model, a **replica** of that original: replication is a linear code too.
+
     Attributes:
-        parities: m rows of k positive coefficients, each row summing to one.
+        parities: m rows of k coefficients, none negative, each row summing to one.
 
     Raises:
         CodeError: if there are fewer than two originals or no coded model, if rows differ in length, or if a
-            coefficient is not a positive finite number or a row does not sum to one.
+            coefficient is negative or not finite, or a row does not sum to one.
     """
 
     parities: tuple[tuple[float, ...], ...]
@@ -70,13 +74,15 @@ class LinearCode:
 
     @classmethod
     def from_rows(cls, rows: Sequence[Sequence[float]]) -> LinearCode:
-        """Make a code of rows of positive coefficients, each divided by its sum.
+        """Make a code of rows of coefficients that are not negative, each divided by its sum.
 
         Raises:
             CodeError: as the class does, except that rows may have any positive sum.
         """
         for index, row in enumerate(rows):
             _check_coefficients(row, f"row {index} of the coefficients")
+            if not any(row):
+                raise CodeError(f"row {index} of the coefficients is all zero: it protects no model")
         return cls(tuple(tuple(float(value) / math.fsum(row) for value in row) for row in rows))
 
     def __hash__(self) -> int:
@@ -106,6 +112,11 @@ class LinearCode:
         """The generator matrix, shape (n, k): the identity above the rows of coefficients."""
         return np.vstack([np.eye(self.k), np.asarray(self.parities, dtype=np.float64)])
 
+    def replicated(self, index: int) -> int | None:
+        """Return the original of which the coded model ``index`` is a replica; None if it is a mixture."""
+        row = self.parities[index - self.k]
+        return row.index(1.0) if row.count(0.0) == self.k - 1 else None
+
     def decodable(self, arrived: Collection[int], wanted: Collection[int] | None = None) -> bool:
         """Tell whether ``arrived`` models determine the ``wanted`` originals (all of them when not given)."""
         return _solve(self, frozenset(arrived), _wanted(self, wanted)) is not None
@@ -124,7 +135,7 @@ class LinearCode:
         if decoding is None:
             raise CodeError(
                 f"models {sorted(set(arrived))} of {self.n} do not determine originals "
-                f"{list(_wanted(self, wanted))}; any {self.k} different models would"
+                f"{list(_wanted(self, wanted))}; further models are needed"
             )
         return decoding
 
@@ -154,11 +165,30 @@ class LinearCode:
         return worst
 
 
+def check_all_protected(row: Sequence[float], what: str) -> None:
+    """Check that a row protects every original.
+
+    Args:
+        row: coefficients.
+        what: what they are, to begin the error's message with.
+
+    Raises:
+        CodeError: if one of them is zero or negative, or not finite.
+    """
+    _check_coefficients(row, what)
+    for index, value in enumerate(row):
+        if value == 0:
+            raise CodeError(
+                f"{what}: coefficient {index} is 0, so original {index} would not be protected by this coded model; "
+                "an encoder needs a positive coefficient for each original"
+            )
+
+
 def _check_coefficients(row: Sequence[float], what: str) -> None:
     for index, value in enumerate(row):
-        if not math.isfinite(value) or value <= 0:
+        if not math.isfinite(value) or value < 0:
             raise CodeError(
-                f"{what}: coefficient {index} is {value}; every coefficient must be a positive number, "
+                f"{what}: coefficient {index} is {value}; no coefficient may be negative, and all must be finite, "
                 "since a coded model is a weighted average of the originals"
             )
 
@@ -173,27 +203,28 @@ def _wanted(code: LinearCode, wanted: Collection[int] | None) -> tuple[int, ...]
 
 @lru_cache(maxsize=4096)
 def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[int, ...]) -> Decoding | None:
-    """Solve ``weights @ generator[arrived] = identity[wanted]`` with least weight on coded rows."""
-    present = sorted(index for index in arrived if index < code.k)
-    coded = sorted(index for index in arrived if index >= code.k)
-    missing = [index for index in wanted if index not in arrived]
-    unknown = [index for index in range(code.k) if index not in arrived]
-    parities = np.asarray(code.parities)[[index - code.k for index in coded]]
+    """Solve ``weights @ generator[sources] = identity[wanted]`` with least weight on coded rows."""
+    known = {index: index for index in sorted(arrived) if index < code.k}
+    mixed = []
+    for index in sorted(arrived):
+        if index >= code.k:
+            replicated = code.replicated(index)
+            if replicated is None:
+                mixed.append(index)
+            else:  # it carries no coding error, and so is as good as the original itself
+                known.setdefault(replicated, index)
+    unknown = [index for index in range(code.k) if index not in known]
+    target = np.eye(code.k)[list(wanted)]
+    parities = np.asarray(code.parities)[[index - code.k for index in mixed]]
     # Rows of the pseudo-inverse have the least norm among all that recover an unknown: the least noise gain.
-    recover = np.linalg.pinv(parities[:, unknown]) if coded and unknown else np.zeros((len(unknown), len(coded)))
-    selected = recover[[unknown.index(index) for index in missing]]
-    target = np.eye(code.k)[missing][:, unknown]
-    if missing and not np.allclose(selected @ parities[:, unknown], target, atol=_SOLVED):
+    recover = np.linalg.pinv(parities[:, unknown]) if mixed and unknown else np.zeros((len(unknown), len(mixed)))
+    on_mixed = target[:, unknown] @ recover
+    if not np.allclose(on_mixed @ parities[:, unknown], target[:, unknown], atol=_SOLVED):
         return None
-    weights = np.zeros((len(wanted), len(present) + len(coded)))
-    for row, index in enumerate(wanted):
-        if index in arrived:
-            weights[row, present.index(index)] = 1.0
-        else:
-            solved = selected[missing.index(index)]
-            weights[row, : len(present)] = -solved @ parities[:, present]
-            weights[row, len(present) :] = solved
-    used = [column for column in range(weights.shape[1]) if weights[:, column].any()]
-    sources = tuple((present + coded)[column] for column in used)
-    gains = np.linalg.norm(weights[:, len(present) :], axis=1)
-    return Decoding(wanted, sources, weights[:, used], tuple(float(gain) for gain in gains))
+    on_known = target[:, list(known)] - on_mixed @ parities[:, list(known)]
+    weights = np.hstack([on_known, on_mixed])
+    asked = np.array([*known.values(), *mixed], dtype=int)
+    order = [column for column in np.argsort(asked) if weights[:, column].any()]
+    weights, sources = weights[:, order], asked[order]
+    gains = np.linalg.norm(weights[:, sources >= code.k], axis=1)
+    return Decoding(wanted, tuple(sources.tolist()), weights, tuple(gains.tolist()))

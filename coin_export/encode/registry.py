@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, Field
 
+from coin_export.code.linear import check_all_protected
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import check_same_architecture, coded_module
 from coin_export.encode.auto import AutoOptions, auto
@@ -95,7 +96,6 @@ def encode_rows(
 def _check_coefficients(originals: Sequence[Original], coefficients: Sequence[float]) -> None:
     if len(coefficients) != len(originals):
         raise CodeError(f"{len(coefficients)} coefficients for {len(originals)} originals; give one for each")
-    if not all(math.isfinite(beta) and beta > 0 for beta in coefficients):
-        raise CodeError(f"the coefficients {list(coefficients)} must all be positive numbers")
+    check_all_protected(coefficients, "the coefficients")
     if not math.isclose(math.fsum(coefficients), 1.0, rel_tol=1e-6):
         raise CodeError(f"the coefficients {list(coefficients)} sum to {math.fsum(coefficients)}; make it one")

@@ -8,22 +8,30 @@ from numpy.linalg import lstsq, matrix_rank
 
 from coin_export.code.decode import Array, decode
 from coin_export.code.design import default_code, worst_gain
-from coin_export.code.linear import LinearCode
+from coin_export.code.linear import LinearCode, check_all_protected
 from coin_export.errors import CodeError
 
 coefficients = st.floats(0.05, 1.0)
 
 
 @st.composite
-def codes(draw: st.DrawFn) -> LinearCode:
+def codes(draw: st.DrawFn, replicas: bool = True) -> LinearCode:
+    """Rows of positive coefficients, rows with zeros among them, and replicas."""
     k = draw(st.integers(2, 5))
     m = draw(st.integers(1, 3))
-    return LinearCode.from_rows(draw(st.lists(st.lists(coefficients, min_size=k, max_size=k), min_size=m, max_size=m)))
+    dense = st.lists(coefficients, min_size=k, max_size=k)
+    sparse = st.lists(coefficients | st.just(0.0), min_size=k, max_size=k).filter(lambda row: row.count(0.0) < k - 1)
+    unit = st.integers(0, k - 1).map(lambda index: unit_row(k, index))
+    return LinearCode.from_rows(draw(st.lists(dense | sparse | (unit if replicas else dense), min_size=m, max_size=m)))
+
+
+def unit_row(k: int, index: int) -> list[float]:
+    return [float(column == index) for column in range(k)]
 
 
 @st.composite
-def codes_with_arrivals(draw: st.DrawFn) -> tuple[LinearCode, list[int]]:
-    code = draw(codes())
+def codes_with_arrivals(draw: st.DrawFn, replicas: bool = True) -> tuple[LinearCode, list[int]]:
+    code = draw(codes(replicas))
     return code, sorted(draw(st.sets(st.integers(0, code.n - 1))))
 
 
@@ -56,7 +64,7 @@ def test_decoding_returns_every_original_exactly(case: tuple[LinearCode, list[in
     np.testing.assert_allclose(np.stack(decoded), truth, atol=1e-10 * scale)
 
 
-@given(codes_with_arrivals())
+@given(codes_with_arrivals(replicas=False))
 def test_decoding_weights_have_the_least_noise_gain(case: tuple[LinearCode, list[int]]) -> None:
     """Against the minimum-norm solution of the system that the coded rows have to satisfy."""
     code, arrived = case
@@ -77,6 +85,8 @@ def test_decoding_weights_have_the_least_noise_gain(case: tuple[LinearCode, list
 @given(codes(), st.sampled_from([np.float16, np.float32, np.float64]))
 def test_decoding_keeps_the_dtype_and_hands_direct_answers_through(code: LinearCode, dtype: type) -> None:
     outputs: list[Array] = [np.full((2, 3), index, dtype=dtype) for index in range(code.n)]
+    if not code.decodable(range(1, code.n)):
+        return
     decoding = code.decoding(range(1, code.n))
     decoded = decode(decoding, [outputs[index] for index in decoding.sources])
     assert all(array.dtype == dtype and array.shape == (2, 3) for array in decoded)
@@ -90,6 +100,42 @@ def test_one_lost_of_two_is_the_formula_of_the_paper() -> None:
     assert decoding.sources == (1, 2)
     np.testing.assert_allclose(decoding.weights, [[-3.0, 4.0], [1.0, 0.0]])
     assert decoding.noise_gain == pytest.approx((4.0, 0.0))
+
+
+def test_replication_is_the_code_of_unit_rows() -> None:
+    code = LinearCode.from_rows([unit_row(3, 0), unit_row(3, 1), unit_row(3, 2)])
+    assert [code.replicated(row) for row in (3, 4, 5)] == [0, 1, 2]
+    assert code.survives_any(1) and not code.survives_any(2)
+    assert code.decodable([3, 4, 2]) and not code.decodable([0, 3, 2])
+    decoding = code.decoding([3, 4, 2])
+    assert decoding.sources == (2, 3, 4) and decoding.noise_gain == (1.0, 1.0, 0.0)
+    outputs: list[Array] = [np.full(4, index, np.float32) for index in decoding.sources]
+    assert all(array is outputs[source] for array, source in zip(decode(decoding, outputs), (1, 2, 0), strict=True))
+
+
+@given(codes(), st.integers(0, 4))
+def test_a_replica_is_preferred_to_any_mixture(code: LinearCode, index: int) -> None:
+    lost = index % code.k
+    code = LinearCode((*code.parities, tuple(unit_row(code.k, lost))))
+    decoding = code.decoding([row for row in range(code.n) if row != lost], [lost])
+    assert len(decoding.sources) == 1 and code.replicated(decoding.sources[0]) == lost
+    assert decoding.weights.tolist() == [[1.0]] and decoding.noise_gain == (1.0,)
+    assert code.decoding(range(code.n), [lost]).sources == (lost,)
+
+
+@given(codes())
+def test_a_code_survives_one_loss_exactly_if_every_original_has_a_coefficient(code: LinearCode) -> None:
+    protected = all(any(row[original] > 0 for row in code.parities) for original in range(code.k))
+    assert code.survives_any(1) == protected
+
+
+def test_a_model_with_coefficient_zero_is_not_protected() -> None:
+    code = LinearCode.from_rows([[1, 1, 0]])
+    assert code.decodable([1, 3], [0]) and not code.decodable([0, 1, 3], [2])
+    assert list(code.erasure_patterns()) == [(0,), (1,)] and not code.survives_any(1)
+    check_all_protected([0.5, 0.5], "beta")
+    with pytest.raises(CodeError, match="beta: coefficient 1 is 0, so original 1 would not be protected"):
+        check_all_protected([1.0, 0.0], "beta")
 
 
 def test_a_wanted_subset_needs_only_what_determines_it() -> None:
@@ -140,10 +186,10 @@ def test_worst_noise_gain_is_that_of_the_worst_loss() -> None:
         ([], "at least one coded model"),
         ([[1.0]], "at least two originals"),
         ([[1.0, 1.0], [1.0, 1.0, 1.0]], "differ in length"),
-        ([[1.0, 0.0]], r"row 0 .* coefficient 1 is 0"),
+        ([[0.5, 0.5], [0.0, 0.0]], r"row 1 .* all zero"),
         ([[0.5, 0.5], [1.5, -0.5]], r"row 1 .* coefficient 1 is -0.5"),
-        ([[1.0, float("nan")]], "positive"),
-        ([[1.0, float("inf")]], "positive"),
+        ([[1.0, float("nan")]], "finite"),
+        ([[1.0, float("inf")]], "finite"),
     ],
 )
 def test_unusable_coefficients_are_refused(rows: list[list[float]], message: str) -> None:

@@ -39,6 +39,13 @@ def test_the_code_and_the_measured_quality_can_be_read_from_the_group() -> None:
     assert GROUP.expected_quality(["a", "b"], "b") is None
 
 
+def test_a_replica_is_a_coded_member_with_a_unit_row() -> None:
+    replica = Member("a_again", "coded", (1.0, 0.0), "sha256:aa")
+    group = replace(GROUP, members=(*GROUP.members[:2], replica), quality=())
+    assert from_json(group.to_json("a"), "here") == (group, "a")
+    assert group.code.parities == ((1.0, 0.0),)
+
+
 def test_the_generation_changes_with_any_digest_and_row_but_not_with_the_quality() -> None:
     first, *others = GROUP.members
     changed = replace(GROUP, members=(replace(first, digest="sha256:dd"), *others))

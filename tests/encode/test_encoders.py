@@ -231,9 +231,9 @@ def test_statistics_are_computed_once_for_all_rows(kept: bool, tmp_path: Path) -
     ("coefficients", "message"),
     [
         ([0.5, 0.5], "2 coefficients for 3 originals"),
-        ([0.5, 0.5, 0.0], "positive"),
-        ([0.5, 1.0, -0.5], "positive"),
-        ([0.5, 0.5, float("nan")], "positive"),
+        ([0.5, 0.5, 0.0], "coefficient 2 is 0, so original 2 would not be protected"),
+        ([0.5, 1.0, -0.5], "negative"),
+        ([0.5, 0.5, float("nan")], "finite"),
         ([0.5, 0.5, 0.5], r"sum to 1\.5"),
     ],
 )
