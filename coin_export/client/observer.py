@@ -72,6 +72,7 @@ class CallInfo:
         request: the request that it is part of.
         model: the member that is asked.
         server: ``host:port``.
+        protocol: ``grpc`` or ``http``; empty where the transport does not say.
         coded: whether the member is a coded model.
         wanted: whether its answer is wanted for itself; else it only helps decoding.
         though_down: whether the server counted as down, and was asked in spite of that.
@@ -80,6 +81,7 @@ class CallInfo:
     request: RequestInfo
     model: str
     server: str
+    protocol: str
     coded: bool
     wanted: bool
     though_down: bool

@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from coin_export.client.answer import Array, Outputs
 from coin_export.errors import RequestError, TransportError, UserError
@@ -116,9 +116,15 @@ class RefusedError(TransportError):
 
 
 class Transport(ABC):
-    """Calls to one server; every call raises `TransportError` and nothing else, cancellation apart."""
+    """Calls to one server; every call raises `TransportError` and nothing else, cancellation apart.
+
+    Attributes:
+        address: of the server, ``host:port``.
+        protocol: for those who watch; empty where there is none that has a name.
+    """
 
     address: str
+    protocol: ClassVar[Literal["grpc", "http", ""]] = ""
 
     @property
     @abstractmethod

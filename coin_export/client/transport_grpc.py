@@ -46,6 +46,8 @@ class GrpcTransport(Transport):
         TransportError: if a certificate or key cannot be read.
     """
 
+    protocol = "grpc"
+
     def __init__(self, address: str, options: TransportOptions) -> None:
         self.address = address
         self._headers = dict(options.headers)

@@ -36,6 +36,8 @@ class HttpTransport(Transport):
         UserError: if there are gRPC channel arguments among the options.
     """
 
+    protocol = "http"
+
     def __init__(self, address: str, options: TransportOptions) -> None:
         if options.channel_args:
             raise UserError(f"channel_args {list(options.channel_args)} are gRPC's; leave them out over HTTP")

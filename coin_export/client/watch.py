@@ -105,7 +105,15 @@ class RequestWatch:
     def send(self, row: int, server: Server, now: float) -> tuple[CallWatch, RequestOptions]:
         """Tell of a call that is about to be sent; return its watch, and the options to send it with."""
         member, wanted, down = self._members[row], row in self._wanted, bool(server.down)
-        info = CallInfo(self._info, member.name, server.address, member.role == "coded", wanted, down)
+        info = CallInfo(
+            self._info,
+            member.name,
+            server.address,
+            server.transport.protocol,
+            member.role == "coded",
+            wanted,
+            down,
+        )
         call = CallWatch(self._observers, info, row, now)
         self._calls.append(call)
         headers = self._observers.headers(info)

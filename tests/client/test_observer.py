@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coin_export.client import (
@@ -275,6 +275,7 @@ policies = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(
     script=st.tuples(*[st.lists(reactions, min_size=1, max_size=6)] * 3),
     policy=policies,
