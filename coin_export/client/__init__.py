@@ -28,6 +28,7 @@ from coin_export.client.policy import (
     OnlyWhenDown,
     Policy,
 )
+from coin_export.client.routing import BetterOfTwo, FewestOutstanding, Routing
 from coin_export.client.server import Limits
 from coin_export.client.sync import SyncCodedClient
 from coin_export.client.transport import RequestOptions, TransportOptions
@@ -44,6 +45,7 @@ __all__ = [
     "AsSoonAsDecodable",
     "AtDeadline",
     "AtOnce",
+    "BetterOfTwo",
     "Budget",
     "CallEnd",
     "CallInfo",
@@ -51,6 +53,7 @@ __all__ = [
     "CodedClient",
     "CodedTiming",
     "DecodeTiming",
+    "FewestOutstanding",
     "HttpTransport",
     "Limits",
     "Observer",
@@ -62,6 +65,7 @@ __all__ = [
     "RequestOptions",
     "RequestOutcome",
     "Response",
+    "Routing",
     "Source",
     "SyncCodedClient",
     "TransportOptions",

@@ -119,7 +119,7 @@ class CodedClient:
         """
         if self._connection is not None:
             return
-        pool = ServerPool(self._addresses, self._make_transport, self._limits, self._observers)
+        pool = ServerPool(self._addresses, self._make_transport, self._limits, self._policy.route, self._observers)
         try:
             topology = await pool.discover(self._group_name)
             signature = Signature(topology.group, topology.max_batch_size)

@@ -1,4 +1,4 @@
-"""When helping requests go out, and when missing answers are decoded. Values only: no clock, no state.
+"""When helping requests go out, where they go, and when missing answers are decoded. Values only: no clock, no state.
 
 A request asks the *wanted* originals at once. All other members (the coded models, and originals that are not
 wanted) only help decoding: they are asked when ``coded`` says so and the budget allows it, or at once when a
@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from coin_export.client.budget import Budget
 from coin_export.client.latency import CAPACITY, Latencies
+from coin_export.client.routing import FewestOutstanding, Routing
 from coin_export.errors import UserError
 
 
@@ -172,11 +173,13 @@ class Policy:
         coded: when the members that only help decoding are asked.
         decode: when missing answers are decoded.
         budget: bounds the help against slowness.
+        route: chooses among the servers of one member.
     """
 
     coded: CodedTiming = field(default_factory=AfterQuantile)
     decode: DecodeTiming = field(default_factory=AfterGrace)
     budget: Budget = field(default_factory=Budget)
+    route: Routing = field(default_factory=FewestOutstanding)
 
 
 def _check(what: str, seconds: float) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 from coin_export.client.answer import Array
 from coin_export.client.discovery import Topology, resolve, serving
 from coin_export.client.observer import Observers
+from coin_export.client.routing import Routing
 from coin_export.client.server import Limits, Server, Task
 from coin_export.client.transport import Transport
 from coin_export.code.manifest import Group
@@ -26,6 +27,7 @@ class ServerPool:
         addresses: ``host:port`` of each server.
         transport: makes a transport for an address.
         limits: bounds on waiting.
+        routing: chooses among the servers of a member.
         observers: are told which servers are in use.
 
     Raises:
@@ -37,9 +39,12 @@ class ServerPool:
         addresses: Sequence[str],
         transport: Callable[[str], Transport],
         limits: Limits,
+        routing: Routing,
         observers: Observers | None = None,
     ) -> None:
         self._limits = limits
+        self._routing = routing
+        self._rng = random.Random()
         self._observers = observers or Observers()
         self._loop = asyncio.get_running_loop()
         self._group: Group | None = None
@@ -84,10 +89,22 @@ class ServerPool:
                 logger.warning("model %s is served by none of the servers reached", member, extra={"model": member})
         return topology
 
-    def route(self, row: int) -> Server | None:
-        """Choose the server with the fewest calls under way for a member; None when all that serve it are down."""
-        usable = [server for server in self._routes[row] if server.usable]
-        return min(usable, key=attrgetter("outstanding"), default=None)
+    def route(self, row: int, though_down: bool = False) -> Server | None:
+        """Choose a server for a member.
+
+        Args:
+            row: the member.
+            though_down: take one that counts as down, if all do; the bound on abandoned calls holds even then.
+
+        Returns:
+            None when there is no such server.
+        """
+        servers = [server for server in self._routes[row] if server.usable]
+        if not servers and though_down:
+            servers = [server for server in self._routes[row] if server.has_room]
+        if len(servers) < 2:
+            return servers[0] if servers else None
+        return servers[self._routing.choose([server.outstanding for server in servers], self._rng)]
 
     def why_no_route(self, row: int) -> str:
         """Say why `route` found none."""

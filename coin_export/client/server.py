@@ -92,7 +92,12 @@ class Server:
     @property
     def usable(self) -> bool:
         """Whether requests may be sent to it."""
-        return not self.down and len(self._abandoned) < self._limits.abandoned_per_server
+        return not self.down and self.has_room
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the bound on abandoned calls allows one more call."""
+        return len(self._abandoned) < self._limits.abandoned_per_server
 
     @property
     def why_not_usable(self) -> str:
