@@ -1,8 +1,9 @@
 """One server as a client sees it: its calls under way, those abandoned, and whether it counts as down.
 
 Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
-the breaker: the server counts as down. It is then looked up (see `pool`), at most once at a time; a look-up that
-succeeds puts it on probation, in which one more miss opens the breaker again and an answer closes it for good.
+the breaker (see `breaker`): the server counts as down. It is then looked up (see `pool`), at most once at a time; a
+look-up that succeeds puts it on probation, in which one more miss opens the breaker again and an answer closes it
+for good.
 
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, its answer is dropped, and the number of such calls is
@@ -17,6 +18,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from coin_export.client.breaker import Breaker
 from coin_export.client.discovery import Report, ask
 from coin_export.client.transport import RefusedError, Transport
 
@@ -33,6 +35,8 @@ class Limits:
         abandoned_per_server: with this many abandoned calls under way a server counts as down.
         misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
             server counts as down.
+        silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
+            stall puts no server out of use.
         discovery_s: how long connecting waits for each server (all are asked at the same time).
         lookup_interval_s: a server that is down is looked up again at most this often, when requests are made.
         close_s: how long closing waits for calls under way.
@@ -40,6 +44,7 @@ class Limits:
 
     abandoned_per_server: int = 64
     misses_in_a_row: int = 5
+    silence_s: float = 0.1
     discovery_s: float = 5.0
     lookup_interval_s: float = 1.0
     close_s: float = 2.0
@@ -69,7 +74,7 @@ class Server:
         self._limits = limits
         self._on_doubt = on_doubt
         self._look_up: Task | None = None
-        self._misses = 0
+        self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
         self._calls: dict[Task, Callable[[Task], None] | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
@@ -130,7 +135,8 @@ class Server:
         if task not in self._calls:
             return False
         if overdue:
-            self._missed("no answer in the usual time")
+            opens = self._breaker.late(asyncio.get_running_loop().time())
+            self._missed(opens, "no answer in the usual time")
         if self.transport.may_cancel:
             self._calls[task] = None
             return task.cancel()
@@ -163,13 +169,10 @@ class Server:
 
     def _judge(self, error: BaseException | None) -> None:
         if error is None or isinstance(error, RefusedError):
-            self._misses = 0
+            self._breaker.answered()
         else:
-            self._missed(str(error))
+            self._missed(self._breaker.failed(asyncio.get_running_loop().time()), str(error))
 
-    def _missed(self, what: str) -> None:
-        self._misses += 1
-        if self._misses >= self._limits.misses_in_a_row:
-            self._misses -= 1  # so that the next one, once the server is in use again, is enough
-            if not self.down:
-                self._on_doubt(self, f"{self._limits.misses_in_a_row} calls in a row were missed, the last: {what}")
+    def _missed(self, opens: bool, what: str) -> None:
+        if opens and not self.down:
+            self._on_doubt(self, f"{self._limits.misses_in_a_row} calls in a row were missed, the last: {what}")

@@ -75,7 +75,7 @@ async def test_the_breaker_opens_after_misses_in_a_row_and_after_a_look_up_one_m
 async def test_a_call_given_up_late_is_a_miss_and_one_given_up_early_is_not() -> None:
     doubts: list[str] = []
     transport = GrpcTransport("127.0.0.1:1", TransportOptions())
-    server = Server(transport, Limits(misses_in_a_row=2), lambda server, reason: doubts.append(reason))
+    server = Server(transport, Limits(misses_in_a_row=2, silence_s=0.0), lambda server, reason: doubts.append(reason))
     server.down = ""
     hold = asyncio.Event()
     tasks = [server.call(hold.wait(), lambda task: None) for _ in range(4)]

@@ -1,0 +1,48 @@
+"""Whether a server that misses calls counts as down. No clock, no IO: it is told what happened and when.
+
+Misses in a row, without an answer in between, open the breaker. Errors do so by their number alone. Lateness must
+also have gone on for a time: on a busy client one short stall (a garbage collection, a page fault, a neighbour)
+makes a dozen calls late within a few milliseconds, and a server that is about to answer is no dead server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Breaker:
+    """The misses of one server.
+
+    Attributes:
+        misses_in_a_row: so many open it.
+        silence_s: seconds between the first and the last miss of the row, if any of them was only late.
+    """
+
+    misses_in_a_row: int
+    silence_s: float
+    _misses: int = field(default=0, init=False)
+    _errors: int = field(default=0, init=False)
+    _since: float = field(default=0.0, init=False)
+
+    def answered(self) -> None:
+        """Take note of a sign of life: the row of misses is over."""
+        self._misses = self._errors = 0
+
+    def failed(self, now: float) -> bool:
+        """Take note of an error; tell whether the breaker opens."""
+        self._errors += 1
+        return self._missed(now)
+
+    def late(self, now: float) -> bool:
+        """Take note of a call that was given up later than usual; tell whether the breaker opens."""
+        return self._missed(now)
+
+    def _missed(self, now: float) -> bool:
+        # The row goes on after the breaker has opened: once the server is in use again, one more miss is enough.
+        if not self._misses:
+            self._since = now
+        self._misses += 1
+        by_errors = self._errors >= self.misses_in_a_row
+        by_silence = self._misses >= self.misses_in_a_row and now - self._since >= self.silence_s
+        return by_errors or by_silence

@@ -1,0 +1,58 @@
+"""The breaker on a clock of the test's own: each letter is a call, ten milliseconds after the one before.
+
+``E`` failed, ``L`` was given up late, ``.`` was answered, a blank is time that passes.
+"""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from coin_export.client.breaker import Breaker
+
+STEP_S = 0.01
+
+
+def opened_at(story: str, breaker: Breaker) -> list[int]:
+    """Return at which letters the breaker opened, or would open again."""
+    found = []
+    for index, letter in enumerate(story):
+        now = 1000.0 + index * STEP_S
+        if letter == ".":
+            breaker.answered()
+        elif letter != " " and (breaker.failed(now) if letter == "E" else breaker.late(now)):
+            found.append(index)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("story", "opened"),
+    [
+        ("EE.EE.EE", []),
+        ("EEE", [2]),
+        ("EEEE", [2, 3]),  # on probation, one miss is enough
+        ("EEE.EE", [2]),  # an answer ends the probation
+        ("LLLLL", []),  # a stall of 40 ms
+        ("LLLLL.LLLLL.LLLLL.", []),  # and another one, and another one
+        ("LLLLLLLLLLL", [10]),  # 100 ms: no stall any more
+        ("L         L", []),  # two are not three
+        ("L         LL", [11]),
+        ("L         LLL", [11, 12]),
+        ("LLE", []),  # late ones do not become errors by the company of one
+        ("LLEEE", [4]),
+        ("EEL", []),
+        ("EEL       L", [10]),
+    ],
+)  # fmt: skip
+def test_errors_open_it_by_number_and_lateness_only_when_it_goes_on(story: str, opened: list[int]) -> None:
+    assert opened_at(story, Breaker(misses_in_a_row=3, silence_s=0.1)) == opened
+
+
+@given(st.text("EL. ", max_size=60), st.integers(1, 5))
+def test_it_never_opens_on_fewer_misses_or_across_an_answer(story: str, misses: int) -> None:
+    for index in opened_at(story, Breaker(misses, silence_s=0.1)):
+        row = story[: index + 1].rpartition(".")[2]
+        missed = row.replace(" ", "")
+        assert len(missed) >= misses
+        assert missed.count("E") >= misses or (len(row.lstrip(" ")) - 1) * STEP_S >= 0.1 - 1e-6
