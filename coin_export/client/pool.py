@@ -86,7 +86,11 @@ class ServerPool:
                 self._tell_up(server)
         for member, addresses in topology.servers.items():
             if not addresses:
-                logger.warning("model %s is served by none of the servers reached", member, extra={"model": member})
+                logger.warning(
+                    "model %s is served by none of the servers reached",
+                    member,
+                    extra={"event": "model_unserved", "model": member},
+                )
         return topology
 
     def route(self, row: int, though_down: bool = False) -> Server | None:
@@ -174,7 +178,9 @@ class ServerPool:
         was_down = server.down
         self._admit(server)
         if was_down and not server.down:
-            logger.info("server %s is in use again", server.address, extra={"server": server.address})
+            logger.info(
+                "server %s is in use again", server.address, extra={"event": "server_up", "server": server.address}
+            )
             self._tell_up(server)
 
     def _admit(self, server: Server) -> None:
@@ -207,5 +213,6 @@ class ServerPool:
 
     def _tell_down(self, server: Server) -> None:
         address, reason = server.address, server.down
-        logger.warning("server %s counts as down: %s", address, reason, extra={"server": address})
+        fields = {"event": "server_down", "server": address, "reason": reason}
+        logger.warning("server %s counts as down: %s", address, reason, extra=fields)
         self._observers.tell(lambda observer: observer.server_down(address, reason))

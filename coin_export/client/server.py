@@ -148,7 +148,7 @@ class Server:
                 "server %s leaves %d abandoned calls unanswered; it counts as down until some of them end",
                 self.address,
                 len(self._abandoned),
-                extra={"server": self.address},
+                extra={"event": "abandoned_overflow", "server": self.address, "abandoned": len(self._abandoned)},
             )
         return False
 

@@ -115,11 +115,8 @@ async def test_two_clients_share_one_observer() -> None:
         MetricsObserver(registry)
 
 
-@pytest.mark.parametrize(
-    ("package", "module", "extra"),
-    [("prometheus_client", "metrics", "metrics"), ("opentelemetry", "tracing", "tracing")],
-)
-def test_a_missing_extra_is_named(package: str, module: str, extra: str) -> None:
-    code = f"import sys; sys.modules[{package!r}] = None; import coin_export.client.{module}"
+@pytest.mark.parametrize(("package", "extra"), [("prometheus_client", "metrics"), ("opentelemetry", "tracing")])
+def test_a_missing_extra_is_named(package: str, extra: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; import coin_export.client.{extra}"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert f"MissingDependencyError: {extra}" in found.stderr or f"pip install 'coin-export[{extra}]'" in found.stderr
+    assert "MissingDependencyError" in found.stderr and f"pip install 'coin-export[{extra}]'" in found.stderr
