@@ -194,7 +194,7 @@ class Fanout:
             return str(error)
         reply: Reply = task.result()
         accepted = next(iter(self.outputs.values()), None)
-        problem = self._signature.problem_with(reply.outputs, self.request.batch, accepted)
+        problem = self._signature.problem_with(row, reply.outputs, self.request.batch, accepted)
         if problem:
             return f"server {self._calls[row].server.address}, model {self._signature.members[row]!r}: {problem}"
         self.outputs[row] = reply.outputs

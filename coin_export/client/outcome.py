@@ -58,9 +58,14 @@ def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
     if decoding is None:
         return {}
     began = time.perf_counter()
+    own = [group.outputs_of(group.members[row]) for row in decoding.wanted]
     arrays = {
-        tensor.name: decode(decoding, [fanout.outputs[row][tensor.name] for row in decoding.sources])
-        for tensor in group.outputs
+        tensor.name: decode(
+            decoding,
+            [fanout.outputs[row][tensor.name] for row in decoding.sources],
+            [tensors[place].shape for tensors in own],
+        )
+        for place, tensor in enumerate(group.outputs)
     }
     fanout.decode_s = time.perf_counter() - began
     elapsed_s = fanout.elapsed_s

@@ -35,6 +35,11 @@ class _Spec:
             size == expected or expected == -1 for size, expected in zip(array.shape, (batch, *self.shape), strict=True)
         )
 
+    def free_sizes_agree(self, array: Array, other: Array) -> bool:
+        """Tell whether two arrays have the same sizes where the shape leaves them free."""
+        pairs = zip(self.shape, array.shape[1:], other.shape[1:], strict=True)
+        return all(size == found for expected, size, found in pairs if expected == -1)
+
     def __str__(self) -> str:
         sizes = ", ".join(["batch", *("any" if size == -1 else str(size) for size in self.shape)])
         return f"{self.dtype} of shape ({sizes})"
@@ -58,11 +63,13 @@ class Signature:
 
     def __init__(self, group: Group, max_batch_size: int) -> None:
         self._inputs = _specs(group.inputs, group.name, "input", _DTYPES)
-        self._outputs = _specs(group.outputs, group.name, "output", _FLOATING)
+        self._outputs = tuple(
+            _specs(group.outputs_of(member), group.name, "output", _FLOATING) for member in group.members
+        )
         self._max_batch_size = max_batch_size
         self.members = tuple(member.name for member in group.members)
         self.input_datatypes = {tensor.name: tensor.dtype for tensor in group.inputs}
-        self.output_names = tuple(spec.name for spec in self._outputs)
+        self.output_names = tuple(tensor.name for tensor in group.outputs)
 
     def check_request(self, inputs: Mapping[str, Array]) -> int:
         """Check a request and return its batch size.
@@ -86,21 +93,24 @@ class Signature:
             )
         return batch
 
-    def problem_with(self, outputs: Mapping[str, Array], batch: int, accepted: Mapping[str, Array] | None) -> str:
+    def problem_with(
+        self, row: int, outputs: Mapping[str, Array], batch: int, accepted: Mapping[str, Array] | None
+    ) -> str:
         """Say what makes an answer unusable; empty when it is usable.
 
         Args:
-            outputs: one member's answer.
+            row: the member.
+            outputs: its answer.
             batch: the request's batch size.
             accepted: another member's answer to the same request; settles the sizes that the group leaves free.
         """
-        for spec in self._outputs:
+        for spec in self._outputs[row]:
             array = outputs.get(spec.name)
             if array is None:
                 return f"its answer lacks the output {spec.name!r}"
             if array.dtype != spec.dtype or not spec.fits(array, batch):
                 return f"its output {spec.name!r} is {array.dtype} of shape {array.shape}, not {spec} at batch {batch}"
-            if accepted is not None and array.shape != accepted[spec.name].shape:
+            if accepted is not None and not spec.free_sizes_agree(array, accepted[spec.name]):
                 return f"its output {spec.name!r} has shape {array.shape}, others' {accepted[spec.name].shape}"
             if not np.isfinite(array).all():
                 return f"its output {spec.name!r} contains NaN or infinity"

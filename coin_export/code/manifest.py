@@ -10,14 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from coin_export.code.linear import LinearCode
 from coin_export.errors import CodeError, ManifestError
 
 PARAMETER_KEY = "coin_export"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 1 knew no outputs of a member's own
 
 Role = Literal["original", "coded"]
 CodeSpace = Literal["logits", "probabilities", "values"]
@@ -48,6 +48,8 @@ class Member:
         row: its row of the generator matrix, k numbers.
         digest: ``sha256:...`` of its ``model.onnx``.
         accuracy: accuracy in % on the evaluation data given at build; None when none was given.
+        output_shapes: shapes of its own outputs, in the group's order, where it has fewer classes than others; empty
+            when its outputs are the group's.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Member:
     row: tuple[float, ...]
     digest: str
     accuracy: float | None = None
+    output_shapes: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class Group:
         encoder: the encoder that made the coded weights.
         code_space: the space in which outputs are combined.
         inputs: the inputs, the same for every member.
-        outputs: the coded outputs, the same for every member.
+        outputs: the coded outputs, those of every member without `Member.output_shapes`.
         members: the originals in the order of the code, then the coded models in the order of its rows.
         quality: one record per erasure pattern and lost original.
     """
@@ -115,6 +118,13 @@ class Group:
     def code(self) -> LinearCode:
         """The group's linear code."""
         return LinearCode(tuple(member.row for member in self.coded))
+
+    def outputs_of(self, member: Member) -> tuple[Tensor, ...]:
+        """Return the outputs of one member, each at most as large as the group's."""
+        if not member.output_shapes:
+            return self.outputs
+        pairs = zip(self.outputs, member.output_shapes, strict=True)
+        return tuple(replace(tensor, shape=shape) for tensor, shape in pairs)
 
     @property
     def generation(self) -> str:
@@ -173,9 +183,14 @@ def _group(content: Mapping[str, Any]) -> Group:
         code_space=content["code_space"],
         inputs=tuple(_tensor(item) for item in content["inputs"]),
         outputs=tuple(_tensor(item) for item in content["outputs"]),
-        members=tuple(Member(**{**item, "row": tuple(map(float, item["row"]))}) for item in content["members"]),
+        members=tuple(map(_member, content["members"])),
         quality=tuple(Quality(**{**item, "erased": tuple(item["erased"])}) for item in content["quality"]),
     )
+
+
+def _member(item: Mapping[str, Any]) -> Member:
+    shapes = tuple(tuple(map(int, shape)) for shape in item["output_shapes"])
+    return Member(**{**item, "row": tuple(map(float, item["row"])), "output_shapes": shapes})
 
 
 def _tensor(item: Mapping[str, Any]) -> Tensor:
@@ -189,9 +204,28 @@ def _check(group: Group, member: str, where: str) -> None:
     roles = [item.role for item in group.members]
     if roles != ["original"] * len(group.originals) + ["coded"] * len(group.coded):
         raise ManifestError(f"{where}: group {group.name!r} must list its originals first, then its coded models")
+    for item in group.members:
+        if not _shapes_fit(item, group):
+            raise ManifestError(
+                f"{where}: member {item.name!r} has outputs of shapes {list(item.output_shapes)}; none may be larger "
+                f"than the group's {[tensor.shape for tensor in group.outputs]}"
+            )
     try:
         generator = group.code.generator
     except CodeError as error:
         raise ManifestError(f"{where}: group {group.name!r} has no usable code: {error}") from error
     if generator.tolist() != [list(item.row) for item in group.members]:
         raise ManifestError(f"{where}: the rows of group {group.name!r} are not those of a systematic code")
+
+
+def _shapes_fit(member: Member, group: Group) -> bool:
+    """Whether a member's own outputs, if it has any, fit into the group's."""
+    shapes = [tensor.shape for tensor in group.outputs]
+    return not member.output_shapes or (
+        list(map(len, member.output_shapes)) == list(map(len, shapes))
+        and all(
+            size <= limit or limit == -1
+            for own, whole in zip(member.output_shapes, shapes, strict=True)
+            for size, limit in zip(own, whole, strict=True)
+        )
+    )

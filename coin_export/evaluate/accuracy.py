@@ -38,7 +38,12 @@ class LabelledOutputs:
 def decoded_outputs(code: LinearCode, members: Sequence[Outputs], erased: Sequence[int], wanted: int) -> Outputs:
     """Decode original ``wanted`` as a client would when exactly ``erased`` members are lost."""
     decoding = code.decoding([index for index in range(code.n) if index not in erased], [wanted])
-    return {name: decode(decoding, [members[index][name] for index in decoding.sources])[0] for name in members[0]}
+    return {
+        name: decode(decoding, [members[index][name] for index in decoding.sources], [members[wanted][name].shape[1:]])[
+            0
+        ]
+        for name in members[0]
+    }
 
 
 def accuracy(outputs: Outputs, labels: npt.NDArray[Any]) -> float:

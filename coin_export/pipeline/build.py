@@ -25,7 +25,7 @@ from coin_export.export.onnx import export_onnx
 from coin_export.export.verify import OnnxCheck, compare, file_digest
 from coin_export.model.signature import Original, Signature
 from coin_export.pipeline.evaluation import measure_files
-from coin_export.pipeline.loading import Labelled, load, plain_attention, sign_models
+from coin_export.pipeline.loading import Labelled, combinable, load, plain_attention, sign_models
 from coin_export.recipe import BuildOptions, Recipe
 from coin_export.repository.config import triton_tensors
 from coin_export.repository.layout import check_target, write_repository
@@ -146,18 +146,23 @@ def _build(
     stages: _Stages,
 ) -> BuildReport:
     originals = sign_models(models, calibration, options.outputs)
+    padded = combinable(originals, calibration)
+    whole = padded[0].signature
     code = options.code.code(len(originals))
     check_target(target, name, [*models, *coded_names(name, code, models)])
     fit, held_out = calibration.split(options.held_out, options.seed)
     with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
-        encodings = _encode_all(name, originals, code, fit, options)
-    coded = {model: coded_module(originals[0].module, item.state_dict) for model, item in encodings.items()}
+        encodings = _encode_all(name, padded, code, fit, options)
+    coded = {
+        model: Original(model, coded_module(padded[0].module, item.state_dict), whole)
+        for model, item in encodings.items()
+    }
     with tempfile.TemporaryDirectory(prefix="coin_export_build_") as folder:
-        modules = {original.name: original.module for original in originals} | coded
-        files, checks = _export_all(modules, originals[0].signature, held_out, options, Path(folder), stages)
+        exported = [*originals, *coded.values()]
+        files, checks = _export_all(exported, held_out, options, Path(folder), stages)
         with stages.stage("evaluate", "measuring decoded answers for every erasure pattern"):
             accuracies, quality = measure_files(list(files.values()), code, list(files), held_out, evaluation)
-        group = _describe(name, options, originals[0].signature, code, files, accuracies, quality)
+        group = _describe(name, options, whole, exported, code, files, accuracies, quality)
         with stages.stage("write", f"writing {target}"):
             write_repository(target, group, files, options.repository)
     costs = {model: encoding.cost for model, encoding in encodings.items()}
@@ -187,21 +192,20 @@ def _encode_all(
 
 
 def _export_all(
-    modules: Mapping[str, torch.nn.Module],
-    signature: Signature,
+    models: Sequence[Original],
     held_out: CalibrationInputs,
     options: BuildOptions,
     folder: Path,
     stages: _Stages,
 ) -> tuple[dict[str, Path], dict[str, OnnxCheck]]:
-    files = {model: folder / f"{model}.onnx" for model in modules}
+    files = {model.name: folder / f"{model.name}.onnx" for model in models}
     with stages.stage("export", f"exporting {len(files)} models to ONNX"):
-        for model, module in modules.items():
-            export_onnx(module, signature, held_out, files[model], options.export)
+        for model in models:
+            export_onnx(model.module, model.signature, held_out, files[model.name], options.export)
     with stages.stage("verify", "comparing ONNX Runtime with torch"):
         checks = {
-            model: compare(files[model], module, signature, held_out, options.export)
-            for model, module in modules.items()
+            model.name: compare(files[model.name], model.module, model.signature, held_out, options.export)
+            for model in models
         }
     return files, checks
 
@@ -209,21 +213,23 @@ def _export_all(
 def _describe(
     name: str,
     options: BuildOptions,
-    signature: Signature,
+    whole: Signature,
+    models: Sequence[Original],
     code: LinearCode,
     files: Mapping[str, Path],
     accuracies: Mapping[str, float],
     quality: tuple[Quality, ...],
 ) -> Group:
-    inputs, outputs = triton_tensors(signature)
+    inputs, outputs = triton_tensors(whole)
     members = tuple(
         Member(
-            name=model,
+            name=model.name,
             role="original" if index < code.k else "coded",
             row=tuple(code.generator[index].tolist()),
-            digest=file_digest(file),
-            accuracy=accuracies.get(model),
+            digest=file_digest(files[model.name]),
+            accuracy=accuracies.get(model.name),
+            output_shapes=() if model.signature == whole else tuple(spec.shape for spec in model.signature.outputs),
         )
-        for index, (model, file) in enumerate(files.items())
+        for index, model in enumerate(models)
     )
     return Group(name, options.encoder.name, options.code.space, inputs, outputs, members, quality)

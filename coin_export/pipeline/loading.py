@@ -13,6 +13,7 @@ import torch
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.datasets.sources import collect_batches, read_arrays, select_inputs
 from coin_export.encode.architecture import check_same_architecture
+from coin_export.encode.heads import pad_heads
 from coin_export.errors import CalibrationError, ModelError, NonFiniteError
 from coin_export.model.loading import import_object, load_module
 from coin_export.model.signature import Original, infer_signature
@@ -102,14 +103,22 @@ def _load_model(key: str, model: ModelRecipe) -> torch.nn.Module:
 def sign_models(
     models: Mapping[str, torch.nn.Module], calibration: CalibrationInputs, outputs: Sequence[str] | None
 ) -> list[Original]:
-    """Find the models' signatures on the calibration inputs and check that they can be combined.
+    """Find the models' signatures on the calibration inputs.
 
     Raises:
         ModelError: if a forward pass fails.
-        ArchitectureError: if the models differ in tensors or outputs.
     """
-    originals = [
+    return [
         Original(name, module.eval(), infer_signature(module, calibration, outputs)) for name, module in models.items()
     ]
-    check_same_architecture(originals)
-    return originals
+
+
+def combinable(originals: Sequence[Original], calibration: CalibrationInputs) -> list[Original]:
+    """Return the originals with heads of one size, as the encoders want them.
+
+    Raises:
+        ArchitectureError: if the models differ in tensors or outputs, and not in their heads alone.
+    """
+    padded = pad_heads(originals, calibration)
+    check_same_architecture(padded)
+    return padded

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coin_export.pipeline.build import coded_names
-from coin_export.pipeline.loading import load, plain_attention, sign_models
+from coin_export.pipeline.loading import combinable, load, plain_attention, sign_models
 from coin_export.recipe import Recipe
 from coin_export.repository.config import triton_tensors
 from coin_export.repository.layout import check_target
@@ -65,7 +65,7 @@ def plan(recipe: Recipe) -> BuildPlan:
     """
     loaded = load(recipe)
     with plain_attention():
-        originals = sign_models(loaded.models, loaded.calibration, recipe.outputs)
+        originals = combinable(sign_models(loaded.models, loaded.calibration, recipe.outputs), loaded.calibration)
     code = recipe.code.code(len(originals))
     names = coded_names(recipe.name, code, loaded.models)
     check_target(recipe.target, recipe.name, [*loaded.models, *names])

@@ -65,6 +65,11 @@ class _Member:
     def onnx_path(self) -> Path:
         return onnx_path(self.folder)
 
+    @property
+    def outputs(self) -> tuple[Tensor, ...]:
+        (described,) = (item for item in self.group.members if item.name == self.name)
+        return self.group.outputs_of(described)
+
 
 def verify_repository(path: Path) -> tuple[Finding, ...]:
     """Check every model of a repository; a check that fails does not stop the others.
@@ -173,7 +178,7 @@ def _check_interface(member: _Member) -> str:
     """Compare the ONNX graph, the configuration and the group: names, dtypes, shapes, a free batch."""
     interface = read_interface(load_model(member.onnx_path))
     configured = whole_shapes(member.config)
-    group = (member.group.inputs, member.group.outputs)
+    group = (member.group.inputs, member.outputs)
     for kind, graph, config, described in zip(
         ("inputs", "outputs"), (interface.inputs, interface.outputs), configured, group, strict=True
     ):
@@ -196,7 +201,7 @@ def _list(tensors: Any) -> str:
 def _check_run(member: _Member) -> str:
     _require(member.onnx_path.is_file(), f"{member.onnx_path} is missing; build the group again")
     session = load_session(member.onnx_path)
-    outputs = member.group.outputs
+    outputs = member.outputs
     for points in _TRIED_BATCHES:
         inputs = {tensor.name: _example(tensor, points) for tensor in member.group.inputs}
         try:

@@ -44,7 +44,7 @@ def config_text(group: Group, name: str, options: RepositoryOptions) -> str:
     (member,) = (member for member in group.members if member.name == name)
     config = model_config_pb2.ModelConfig(name=name, backend=BACKEND, max_batch_size=options.max_batch_size)
     batch = () if options.max_batch_size else (-1,)
-    for fields, tensors in ((config.input, group.inputs), (config.output, group.outputs)):
+    for fields, tensors in ((config.input, group.inputs), (config.output, group.outputs_of(member))):
         for tensor in tensors:
             fields.add(name=tensor.name, data_type=f"TYPE_{tensor.dtype}", dims=(*batch, *tensor.shape))
     config.instance_group.add(count=options.instance_count)

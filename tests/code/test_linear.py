@@ -94,6 +94,25 @@ def test_decoding_keeps_the_dtype_and_hands_direct_answers_through(code: LinearC
         assert decoded[original] is outputs[original]
 
 
+@given(codes_with_arrivals(), st.data())
+def test_decoding_unequal_classes_is_decoding_padded_outputs(
+    case: tuple[LinearCode, list[int]], data: st.DataObject
+) -> None:
+    """What an output lacks counts as zero; what is decoded has the wanted original's own classes."""
+    code, arrived = case
+    classes = [*data.draw(st.lists(st.integers(1, 4), min_size=code.k, max_size=code.k)), *[5] * code.m]
+    if not code.decodable(arrived):
+        return
+    decoding = code.decoding(arrived)
+    random = np.random.default_rng(0)
+    outputs = [random.normal(size=(3, classes[index], 2)) for index in decoding.sources]
+    padded = [np.pad(output, ((0, 0), (0, 5 - output.shape[1]), (0, 0))) for output in outputs]
+    found = decode(decoding, outputs, [(classes[index], -1) for index in decoding.wanted])
+    for index, cut, whole in zip(decoding.wanted, found, decode(decoding, padded), strict=True):
+        assert cut.shape == (3, classes[index], 2)
+        np.testing.assert_allclose(cut, whole[:, : classes[index]])
+
+
 def test_one_lost_of_two_is_the_formula_of_the_paper() -> None:
     """f_i = (f_c - sum_{j != i} beta_j f_j) / beta_i, so the coding error is amplified by 1 / beta_i."""
     decoding = LinearCode.from_rows([[1, 3]]).decoding([1, 2])

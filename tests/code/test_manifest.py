@@ -31,6 +31,21 @@ def test_a_group_survives_the_way_through_json() -> None:
     assert from_json(GROUP.to_json("b"), "here") == (GROUP, "b")
 
 
+def test_a_member_may_have_fewer_classes_than_the_group() -> None:
+    first, second, coded = GROUP.members
+    group = replace(GROUP, members=(first, replace(second, output_shapes=((2,),)), coded))
+    assert from_json(group.to_json("a"), "here") == (group, "a")
+    assert [group.outputs_of(member)[0].shape for member in group.members] == [(10,), (2,), (10,)]
+
+
+def test_a_member_cannot_have_more_classes_than_the_group() -> None:
+    first, *others = GROUP.members
+    for shapes in (((11,),), ((2, 2),), ((2,), (2,))):
+        group = replace(GROUP, members=(replace(first, output_shapes=shapes), *others))
+        with pytest.raises(ManifestError, match="none may be larger than the group's"):
+            from_json(group.to_json("a"), "here")
+
+
 def test_the_code_and_the_measured_quality_can_be_read_from_the_group() -> None:
     assert GROUP.code.parities == ((0.5, 0.5),)
     assert [member.name for member in GROUP.originals] == ["a", "b"]
@@ -59,7 +74,8 @@ def test_the_generation_changes_with_any_digest_and_row_but_not_with_the_quality
         ("{", "JSONDecodeError"),
         ("{}", "KeyError: 'schema_version'"),
         ("[]", "not a group's description"),
-        (GROUP.to_json("a").replace('"schema_version":1', '"schema_version":7'), "schema version 7"),
+        (GROUP.to_json("a").replace('"schema_version":2', '"schema_version":7'), "schema version 7"),
+        (GROUP.to_json("a").replace('"schema_version":2', '"schema_version":1'), "version 1, this package reads 2"),
         (GROUP.to_json("nobody"), "'nobody' must be one of them"),
         (edited(members=[]), "must be one of them"),
         (edited(members=[*json.loads(GROUP.to_json("a"))["group"]["members"]][::-1]), "originals first"),
