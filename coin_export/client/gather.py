@@ -10,12 +10,13 @@ Times are seconds on one clock of the driver's choice that never goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import NamedTuple
 
 from coin_export.client.memory import Memory
 from coin_export.client.policy import Begun, Policy
+from coin_export.code.helping import helpers
 from coin_export.code.linear import Decoding, LinearCode
 
 
@@ -96,10 +97,11 @@ class Gather:
         self._arrived: set[int] = set()
         self._failed: set[int] = set()
         self._missing = set(wanted)
-        self._helpers = tuple(row for row in range(code.n) if row not in self._missing)
-        self._helpers_at = policy.coded.coded_at(Begun(started, deadline, len(self._wanted)), memory.latencies)
+        self._askable = set(range(code.n))  # not asked yet
+        self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
+        self._help_at = self._late_after(started, len(self._wanted))
         self._helped_at = started
-        self._replaces = False  # whether help is in place of a wanted member that failed
+        self._fell_out = False  # whether a member has failed since help was last thought about
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
         self.ended = False
@@ -113,11 +115,9 @@ class Gather:
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
         self._memory.bucket.earn(len(self._wanted))
-        if self._helpers_at > self.started:
-            return [Send(self._wanted), *self._wake()]
-        rows = tuple(range(self._code.n))
-        self._helpers = ()
-        return [Send(rows), *self._wake()]
+        at_once = self._help_at <= self.started
+        rows = tuple(range(self._code.n)) if at_once else self._wanted
+        return [self._ask(rows, self._help_at), *self._wake()]
 
     def arrived(self, row: int, now: float) -> list[Action]:
         """Tell that a usable answer of a member that was asked has arrived, also if it is too late."""
@@ -125,6 +125,7 @@ class Gather:
         if self.ended:
             return []
         self._arrived.add(row)
+        self._late_at.pop(row, None)
         self._missing.discard(row)
         return self._proceed(now)
 
@@ -133,9 +134,11 @@ class Gather:
         if self.ended:
             return []
         self._failed.add(row)
+        self._late_at.pop(row, None)
+        self._askable.discard(row)
         if not self._decodable(set(range(self._code.n)) - self._failed):
             return self._give_up(Cause.TOO_FEW)
-        self._replaces = self._replaces or row in self._missing
+        self._fell_out = True
         return self._proceed(now)
 
     def overtaken(self, row: int, now: float) -> None:
@@ -158,9 +161,12 @@ class Gather:
             nothing_to_wait_for = self._missing <= self._failed
             if nothing_to_wait_for or now >= min(self._decode_at, self._deadline):
                 return self._finish()
-        elif now >= self._deadline:
+            return self._wake()
+        if now >= self._deadline:
             return self._give_up(Cause.DEADLINE)
-        return [*self._send_helpers(now), *self._wake()]
+        if self._askable and (self._fell_out or now >= self._help_at):
+            return [*self._help(now), *self._wake()]
+        return self._wake()
 
     def _decodable(self, rows: set[int]) -> bool:
         """Tell whether ``rows`` determine what is wanted; a count rules out most sets without any algebra."""
@@ -169,16 +175,41 @@ class Gather:
             return False
         return self._code.decodable(rows, self._wanted)
 
-    def _send_helpers(self, now: float) -> list[Action]:
-        if not self._helpers or (now < self._helpers_at and not self._replaces):
-            return []
-        if not self._replaces and not self._memory.bucket.spend(len(self._helpers)):
+    def _help(self, now: float) -> list[Action]:
+        """Ask the fewest members that make up for those that failed, then, within the budget, for those late."""
+        self._fell_out = False
+        actions = self._replace(now)
+        late = frozenset(row for row, at in self._late_at.items() if at <= now)
+        expected = self._arrived.union(self._late_at) - late
+        rows = self._helpers(expected, late)
+        self._help_at = math.inf
+        if rows and self._memory.bucket.spend(len(rows)):
+            actions.append(self._ask_for_help(rows, now))
+        elif rows:
             self.refusals += 1
-            self._helpers_at = now + (now - self.started)  # try again after as long again
-            return []
-        rows, self._helpers = self._helpers, ()
+            self._help_at = now + (now - self.started)  # try again after as long again
+        self._help_at = min([self._help_at, *(at for at in self._late_at.values() if at > now)])
+        return actions
+
+    def _replace(self, now: float) -> list[Action]:
+        rows = self._helpers(self._arrived.union(self._late_at), frozenset())
+        return [self._ask_for_help(rows, now)] if rows else []
+
+    def _helpers(self, expected: Iterable[int], late: frozenset[int]) -> tuple[int, ...]:
+        return helpers(self._code, self._wanted, frozenset(expected), late, frozenset(self._askable))
+
+    def _ask_for_help(self, rows: tuple[int, ...], now: float) -> Send:
         self._helped_at = now
-        return [Send(rows)]
+        return self._ask(rows, self._late_after(now, len(rows)))
+
+    def _ask(self, rows: tuple[int, ...], late_at: float) -> Send:
+        self._askable.difference_update(rows)
+        self._late_at.update(dict.fromkeys(rows, late_at))
+        return Send(rows)
+
+    def _late_after(self, asked: float, calls: int) -> float:
+        """Return when ``calls`` calls count as late; the same patience holds for helping calls as for the first."""
+        return self._policy.coded.coded_at(Begun(asked, self._deadline, calls), self._memory.latencies)
 
     def _learn(self, row: int, now: float) -> None:
         if row in self._wanted:  # these are all asked when the request begins
@@ -188,8 +219,8 @@ class Gather:
         at = self._deadline
         if self._decode_at is not None:
             at = min(at, self._decode_at)
-        if self._helpers:
-            at = min(at, self._helpers_at)
+        elif self._askable:
+            at = min(at, self._help_at)
         if at == self._wake_at:
             return []
         self._wake_at = at

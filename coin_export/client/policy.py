@@ -1,8 +1,9 @@
 """When helping requests go out, where they go, and when missing answers are decoded. Values only: no clock, no state.
 
 A request asks the *wanted* originals at once. All other members (the coded models, and originals that are not
-wanted) only help decoding: they are asked when ``coded`` says so and the budget allows it, or at once when a
-wanted original fails or is known to be down.
+wanted) only help decoding: the fewest that make up for what is missing are asked when ``coded`` says that it is
+late and the budget allows it, or at once when a wanted original fails or is known to be down. A helper that is
+late itself, by the same measure, is helped in turn.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from coin_export.errors import UserError
 
 
 class Begun(NamedTuple):
-    """A request that begins.
+    """Calls that begin: those to the wanted originals, or later those to members that help.
 
     Attributes:
-        started: when it began.
-        deadline: when it must have ended, on the same clock; infinite for never.
-        wanted: the number of originals whose answers are asked for.
+        started: when they began.
+        deadline: when the request must have ended, on the same clock; infinite for never.
+        wanted: the number of calls.
     """
 
     started: float
@@ -32,10 +33,13 @@ class Begun(NamedTuple):
 
 
 class CodedTiming(Protocol):
-    """When the members that only help decoding are asked."""
+    """When calls count as late, so that members that only help decoding are asked."""
 
     def coded_at(self, request: Begun, recent: Latencies) -> float:
-        """Return the time to ask them, given how long originals took lately; may be infinite."""
+        """Return the time to ask for help, given how long originals took lately; may be infinite.
+
+        A time that is not after the request's start asks every member with it.
+        """
         ...
 
 
@@ -76,13 +80,16 @@ class AfterDelay:
 
 @dataclass(frozen=True)
 class AfterQuantile:
-    """Ask the helping members when a wanted answer takes longer than it did in all but a few recent requests.
+    """Ask for help when a wanted answer takes clearly longer than it did in all but a few recent requests.
 
-    With w wanted originals, each is waited for up to the ``q ** (1 / w)`` quantile of single calls, so that about
-    a share ``q`` of all requests gets along without help, whatever their number.
+    With w wanted originals, each is waited for up to ``factor`` times the ``q ** (1 / w)`` quantile of single calls.
+    With a factor of 1 that leaves about a share ``q`` of all requests without help, whatever their number; but then
+    the share ``1 - q`` of a group in perfect health is helped for nothing: at q = 0.95 and two wanted originals
+    2.5 % more calls. A larger factor tells stragglers, which are late by many times, from the merely unlucky.
 
     Attributes:
         q: the quantile of recent requests.
+        factor: how many times that quantile is waited.
         window: the number of recent calls that count.
         start_s: how long to wait while too few are known.
 
@@ -93,12 +100,15 @@ class AfterQuantile:
     """
 
     q: float = 0.95
+    factor: float = 1.5
     window: int = 1024
     start_s: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 < self.q < 1:
             raise UserError(f"AfterQuantile.q is {self.q}; give a number between 0 and 1, such as 0.95")
+        if not 0 < self.factor < math.inf:
+            raise UserError(f"AfterQuantile.factor is {self.factor}; give a positive number, such as 1.5")
         if not 1 <= self.window <= CAPACITY:
             raise UserError(f"AfterQuantile.window is {self.window}; give a number of calls from 1 to {CAPACITY}")
         _check("AfterQuantile.start_s", self.start_s)
@@ -106,7 +116,7 @@ class AfterQuantile:
     def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
         usual = recent.quantile(self.q ** (1 / request.wanted), self.window)
-        at = request.started + (self.start_s if usual is None else usual)
+        at = request.started + (self.start_s if usual is None else self.factor * usual)
         return min(at, (request.started + request.deadline) / 2)
 
 
@@ -165,8 +175,8 @@ class AtDeadline:
 class Policy:
     """How one request is run.
 
-    The default asks for help when an answer is later than nineteen in twenty, within a budget of a tenth more
-    requests, and decodes after a short grace: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
+    The default asks for help when an answer is half as late again as nineteen in twenty, within a budget of a tenth
+    more requests, and decodes after a short grace: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
     gives the shortest tail, for m/k more requests.
 
     Attributes:

@@ -134,13 +134,13 @@ async def test_the_deadline_error_hands_over_what_arrived_and_says_why_the_rest_
     servers[2].reply = aborting("INTERNAL", "out of memory")
     async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK) as client:
         with pytest.raises(UndecodableError, match="the deadline passed") as caught:
-            await client.infer({"input": BATCH}, deadline=0.05)
+            await client.infer({"input": BATCH}, deadline=2.0)
         error = caught.value
         assert set(error.arrived) == {"a"} and set(error.failures) == {"b", "coded_0"}
         np.testing.assert_array_equal(error.arrived["a"].outputs["logits"], truth("a"))
         assert addresses[1] in error.failures["b"] and "no answer after" in error.failures["b"]
         assert "INTERNAL: out of memory" in error.failures["coded_0"] and addresses[2] in error.failures["coded_0"]
-        assert error.elapsed_s >= 0.05
+        assert error.elapsed_s >= 2.0
         assert addresses[1] in str(error) and "out of memory" in str(error)
 
 

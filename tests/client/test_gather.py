@@ -135,6 +135,50 @@ def test_originals_that_are_not_wanted_are_held_back_with_the_coded_models() -> 
     assert outcome.direct == () and outcome.decoding is not None and outcome.decoding.wanted == (1,)
 
 
+TWO_PARITIES = vandermonde(3, 2)
+HELD_BACK = Policy(AfterDelay(0.010), AsSoonAsDecodable())
+
+
+def test_one_missing_original_is_helped_by_one_parity_although_there_are_two() -> None:
+    found = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [Fate(0.002), NEVER, Fate(0.002), Fate(0.001), Fate(0.001)])
+    assert found is not None and sum(row >= 3 for row in found.sent_at) == 1
+    assert finish_of(found).direct == (0, 2) and found.ended_at == pytest.approx(0.011)
+
+
+def test_two_missing_originals_are_helped_by_two_parities() -> None:
+    found = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [NEVER, NEVER, Fate(0.002), Fate(0.001), Fate(0.001)])
+    assert found is not None and found.sent_at[3] == found.sent_at[4] == 0.010
+
+
+def test_a_helper_that_fails_is_followed_by_the_next() -> None:
+    helped = [Fate(0.001, fails=True)] * 2
+    for last in (3, 4):
+        helped[last - 3] = Fate(0.001)
+        found = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [Fate(0.002), NEVER, Fate(0.002), *helped])
+        assert found is not None and isinstance(found.outcome, Finish)
+        helped[last - 3] = Fate(0.001, fails=True)
+    found = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [Fate(0.002), NEVER, Fate(0.002), *helped])
+    assert found is None, "with both parities failed, the late original may still answer"
+
+
+def test_a_helper_that_is_late_is_helped_in_turn() -> None:
+    found = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [Fate(0.002), NEVER, Fate(0.002), NEVER, Fate(0.001)])
+    other = run(TWO_PARITIES, (0, 1, 2), HELD_BACK, [Fate(0.002), NEVER, Fate(0.002), Fate(0.001), NEVER])
+    late = max(found, other, key=ended)
+    assert late is not None and late.ended_at == pytest.approx(0.021)
+    assert sorted(at for row, at in late.sent_at.items() if row >= 3) == pytest.approx([0.010, 0.020])
+
+
+def test_the_replica_of_an_original_that_answered_is_never_asked() -> None:
+    replicas = LinearCode.from_rows([[1, 0], [0, 1]])
+    found = run(replicas, (0, 1), HELD_BACK, [Fate(0.002), NEVER, Fate(0.001), Fate(0.003)])
+    assert found is not None and set(found.sent_at) == {0, 1, 3}
+    outcome = finish_of(found)
+    assert outcome.decoding is not None and outcome.decoding.sources == (3,)
+    failing = run(replicas, (0, 1), HELD_BACK, [Fate(0.002), Fate(0.001, fails=True), Fate(0.001), Fate(0.003)])
+    assert failing is not None and set(failing.sent_at) == {0, 1, 3} and failing.ended_at == 0.004
+
+
 def test_the_grace_counts_from_when_help_was_asked_for() -> None:
     policy = Policy(AfterDelay(0.100), AfterGrace(at_least_s=0.002, share=1.0))
     assert ended(run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.110)
@@ -161,7 +205,11 @@ def test_nothing_is_repeated_while_nothing_changes() -> None:
     assert gather.arrived(0, 0.1) == [] and gather.arrived(4, 0.2) == [] and gather.failed(1, 0.3) == []
 
 
-codes = st.sampled_from([PAIR, vandermonde(2, 2), vandermonde(3, 1), vandermonde(3, 2), vandermonde(5, 3)])
+REPLICAS = LinearCode.from_rows([[1, 0, 0], [0, 1, 0], [0, 0, 1]])
+SPARSE = LinearCode.from_rows([[1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 0, 0], [1, 1, 1, 1]])
+codes = st.sampled_from(
+    [PAIR, vandermonde(2, 2), vandermonde(3, 1), vandermonde(3, 2), vandermonde(5, 3), REPLICAS, SPARSE]
+)
 times = st.sampled_from([0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.021, math.inf]) | st.floats(0, 1)
 fates = st.builds(Fate, times, st.booleans())
 coded_timings = st.sampled_from([AtOnce(), OnlyWhenDown(), AfterQuantile()]) | st.builds(
@@ -195,6 +243,7 @@ def test_every_request_ends_once_and_for_a_reason(
     assert found.late_actions == []
     assert found.ended_at <= deadline
     assert set(found.arrived_at) <= set(found.sent_at)
+    check_helpers(code, wanted, found)
     if isinstance(found.outcome, Finish):
         check_finish(code, wanted, found, found.outcome)
         check_time(code, wanted, policy, found, found.outcome, deadline)
@@ -202,6 +251,14 @@ def test_every_request_ends_once_and_for_a_reason(
         assert found.ended_at == deadline and not code.decodable(found.arrived_at, wanted)
     else:
         assert not code.decodable([row for row in range(code.n) if row not in found.failed_at], wanted)
+
+
+def check_helpers(code: LinearCode, wanted: tuple[int, ...], found: Run) -> None:
+    """With all originals wanted, never more helpers are asked at a time than originals are missing then."""
+    for at in set(found.sent_at.values()) - {0.0}:
+        helping = [row for row, sent in found.sent_at.items() if sent == at and row not in wanted]
+        missing = [row for row in wanted if found.arrived_at.get(row, math.inf) >= at]
+        assert len(wanted) < code.k or len(helping) <= len(missing)
 
 
 def check_finish(code: LinearCode, wanted: tuple[int, ...], found: Run, outcome: Finish) -> None:

@@ -31,17 +31,27 @@ def test_times_follow_from_the_policy() -> None:
     assert AfterGrace(0.1, 0.5).decode_at(3.0, 3.01) == pytest.approx(3.11)
 
 
-def test_the_default_asks_for_help_after_the_recent_p95_within_a_tenth_more_requests() -> None:
-    assert Policy() == Policy(AfterQuantile(q=0.95), AfterGrace(at_least_s=0.002, share=1.0), Budget(share=0.10))
+def test_the_default_asks_for_help_half_as_late_again_as_the_recent_p95_within_a_tenth_more_requests() -> None:
+    assert Policy() == Policy(
+        AfterQuantile(q=0.95, factor=1.5), AfterGrace(at_least_s=0.002, share=1.0), Budget(share=0.10)
+    )
 
 
 def test_a_quantile_of_requests_is_a_higher_one_of_single_calls() -> None:
     recent = Latencies()
     for milliseconds in range(1, 1001):
         recent.add(milliseconds / 1000)
-    timing = AfterQuantile(q=0.9, window=1000)
+    timing = AfterQuantile(q=0.9, factor=1.0, window=1000)
     assert timing.coded_at(BEGUN, recent) == pytest.approx(3.0 + 0.900, abs=0.002)
     assert timing.coded_at(BEGUN._replace(wanted=2), recent) == pytest.approx(3.0 + 0.949, abs=0.002)
+
+
+def test_the_factor_is_how_many_times_the_quantile_is_waited() -> None:
+    recent = Latencies()
+    for _ in range(20):
+        recent.add(0.010)
+    assert AfterQuantile(factor=2.5).coded_at(BEGUN, recent) == pytest.approx(3.025)
+    assert AfterQuantile(factor=0.5).coded_at(BEGUN, recent) == pytest.approx(3.005)
 
 
 def test_while_too_few_latencies_are_known_a_fixed_time_counts() -> None:
@@ -50,16 +60,28 @@ def test_while_too_few_latencies_are_known_a_fixed_time_counts() -> None:
         recent.add(1.0)
     assert AfterQuantile(start_s=0.07).coded_at(BEGUN, recent) == 3.07
     recent.add(1.0)
-    assert AfterQuantile(start_s=0.07).coded_at(BEGUN, recent) == 4.0
+    assert AfterQuantile(start_s=0.07, factor=2.0).coded_at(BEGUN, recent) == 5.0
 
 
 def test_help_comes_at_the_latest_half_way_to_the_deadline() -> None:
     assert AfterQuantile(start_s=0.05).coded_at(BEGUN._replace(deadline=3.02), UNKNOWN) == pytest.approx(3.01)
 
 
-@pytest.mark.parametrize("options", [{"q": 0}, {"q": 1.0}, {"q": math.nan}, {"window": 0}, {"window": 4097}])
-def test_quantile_and_window_have_a_range(options: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"AfterQuantile\.(q|window) is"):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"q": 0},
+        {"q": 1.0},
+        {"q": math.nan},
+        {"factor": 0},
+        {"factor": math.inf},
+        {"factor": math.nan},
+        {"window": 0},
+        {"window": 4097},
+    ],
+)
+def test_quantile_factor_and_window_have_a_range(options: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"AfterQuantile\.(q|factor|window) is"):
         AfterQuantile(**options)  # type: ignore[arg-type]  # wrong on purpose
 
 

@@ -1,0 +1,72 @@
+"""Whom to ask for help: the fewest members whose answers make up for those that are missing.
+
+Knows nothing of time: who counts as expected or late is the caller's to say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from itertools import combinations
+
+from coin_export.code.linear import LinearCode
+
+_SETS_PER_SIZE = 256  # beyond it the exact search would hold up a request
+
+
+@lru_cache(maxsize=4096)
+def helpers(
+    code: LinearCode,
+    wanted: tuple[int, ...],
+    expected: frozenset[int],
+    late: frozenset[int],
+    askable: frozenset[int],
+) -> tuple[int, ...]:
+    """Choose whom to ask besides those that were asked already.
+
+    The fewest of ``askable`` are chosen that make ``wanted`` decodable together with ``expected``, and among the
+    sets of that size the one of least noise gain. When even all of ``askable`` would not do, the choice also counts
+    on as few as possible of the ``late``, so that the others of them may stay away.
+
+    With all originals wanted, never more are chosen than originals are missing from ``expected``. Where a size has
+    more than 256 sets to try, the choice is one of which no member can be left out, not always the smallest.
+
+    Args:
+        code: the group's code.
+        wanted: the originals to find.
+        expected: members whose answers are at hand or about to come.
+        late: members that were asked and may not answer in time.
+        askable: members that were not asked yet.
+
+    Returns:
+        The chosen members in ascending order; empty if nobody is needed, or nobody would help.
+    """
+
+    def suffice(rows: Iterable[int]) -> bool:
+        return code.decodable(frozenset(rows), wanted)
+
+    everybody = expected | late | askable
+    if suffice(expected) or not suffice(everybody):
+        return ()
+    counted_on = expected | _indispensable(sorted(late), lambda rows: suffice(expected | rows | askable))
+    if suffice(counted_on):
+        return ()
+    useful = sorted(askable)
+    for size in range(1, len(useful)):
+        if math.comb(len(useful), size) > _SETS_PER_SIZE:
+            break
+        sets = [rows for rows in combinations(useful, size) if suffice(counted_on.union(rows))]
+        if sets:
+            return min(sets, key=lambda rows: max(code.decoding(counted_on.union(rows), wanted).noise_gain))
+    # Coded models are left out before originals, whose answers carry no coding error.
+    return tuple(sorted(_indispensable(useful[::-1], lambda rows: suffice(counted_on | rows))))
+
+
+def _indispensable(rows: Iterable[int], suffice: Callable[[frozenset[int]], bool]) -> frozenset[int]:
+    """Leave out, one after the other in the given order, all ``rows`` that the rest can do without."""
+    kept = frozenset(rows)
+    for row in rows:
+        if suffice(kept - {row}):
+            kept -= {row}
+    return kept
