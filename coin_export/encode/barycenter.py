@@ -28,6 +28,7 @@ def barycenter(
     - Floating-point parameters: the weighted mean above, with W_i = 1 when ``precisions`` is None.
     - Floating-point buffers, such as BatchNorm's running statistics: the plain mean, sum_i beta_i b_i.
     - Other tensors, such as BatchNorm's batch counter: those of the first original; see `taken_from_first`.
+    - Tensors that are equal in all originals: unchanged, without rounding.
     - Tied weights: computed once, and one tensor under all their names.
 
     Where all W_i of an element are zero, nothing is known of it and the plain mean is taken.
@@ -51,7 +52,8 @@ def barycenter(
             combined[name] = combined[source]
             continue
         tensors = [state[name] for state in states]
-        if not tensors[0].is_floating_point():
+        # What all originals share, such as a frozen backbone, stays as it is to the last bit.
+        if not tensors[0].is_floating_point() or all(torch.equal(tensors[0], other) for other in tensors[1:]):
             combined[name] = tensors[0].clone()
         else:
             weights = precisions(source) if precisions is not None and source in parameters else None

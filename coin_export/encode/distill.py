@@ -47,8 +47,8 @@ def distill(
 ) -> Encoding:
     """Train a network of the originals' architecture; see `Encoder`.
 
-    BatchNorm estimates its statistics anew from a fresh start, and keeps averaged ones otherwise. From a barycenter,
-    parameters that are equal in all originals stay as they are.
+    BatchNorm estimates its statistics anew from a fresh start, and keeps averaged ones otherwise. What is equal in all
+    originals, such as a frozen backbone, stays as it is, from a fresh start too.
 
     Raises:
         ModelError: if the start is fresh and a layer cannot be re-initialised.
@@ -56,8 +56,9 @@ def distill(
     """
     meter, passes = CostMeter(), Passes()
     if options.start == "fresh":
-        module = working_copy(originals[0], originals[0].module.state_dict()).requires_grad_(True)
+        module = working_copy(originals[0], originals[0].module.state_dict())
         reinitialise(module, options.seed)
+        train_what_differs(_with_what_is_shared(module, originals), originals)
     else:
         encoding = (
             average(originals, coefficients, calibration, AverageOptions(), cache)
@@ -72,6 +73,17 @@ def distill(
     fit(module, combination, working_inputs(calibration), schedule, options.seed)
     state = finished_state(module, originals[0])
     return Encoding(state, meter.cost(passes.forward, passes.backward), {"steps": steps})
+
+
+def _with_what_is_shared(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:
+    """Put back what is equal in all originals; BatchNorm with shared statistics follows its batches no more."""
+    first, *others = [original.module.state_dict() for original in originals]
+    shared = {name for name, tensor in first.items() if all(torch.equal(tensor, other[name]) for other in others)}
+    module.load_state_dict({name: first[name] for name in shared}, strict=False)
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean".lstrip(".") in shared:
+            part.eval()
+    return module
 
 
 def reinitialise(module: torch.nn.Module, seed: int) -> None:

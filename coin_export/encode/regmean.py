@@ -67,6 +67,8 @@ def regmean(
     for name in names:
         key = f"{name}.weight" if name else "weight"
         weights = [state[key] for state in states]
+        if all(torch.equal(weights[0], other) for other in weights[1:]):
+            continue
         layer_grams = [_shrunk(of_model.pop(name), options.off_diagonal) for of_model in grams]
         state_dict[key] = _regressed(weights, layer_grams, coefficients).to(weights[0].dtype)
     points = len(calibration) * len(originals)
