@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic, TypeVar
 
 from coin_export.client.observer import (
     CallEnd,
@@ -17,6 +18,7 @@ from coin_export.errors import MissingDependencyError
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+    from prometheus_client.metrics import MetricWrapperBase
 except ImportError as error:
     raise MissingDependencyError(
         "metrics need prometheus-client, which is not installed: pip install 'coin-export[metrics]'"
@@ -24,6 +26,24 @@ except ImportError as error:
 
 LATENCY_BUCKETS_S = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 DECODE_BUCKETS_S = (0.00001, 0.00002, 0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.1)
+
+
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
+
+
+class _Family(Generic[_Metric]):
+    """The metrics of one name, by their labels; remembers them, as ``labels`` takes a lock each time."""
+
+    def __init__(self, metric: _Metric) -> None:
+        self._metric = metric
+        self._found: dict[tuple[str, ...], _Metric] = {}
+
+    def __call__(self, *labels: str) -> _Metric:
+        """Return the one with these labels."""
+        found = self._found.get(labels)
+        if found is None:
+            found = self._found[labels] = self._metric.labels(*labels)
+        return found
 
 
 class MetricsObserver(Observer):
@@ -64,14 +84,14 @@ class MetricsObserver(Observer):
         registry: CollectorRegistry = REGISTRY,
         latency_buckets_s: Sequence[float] = LATENCY_BUCKETS_S,
     ) -> None:
-        def counter(name: str, meaning: str, *labels: str) -> Counter:
-            return Counter(f"coin_client_{name}", meaning, labels, registry=registry)
+        def counter(name: str, meaning: str, *labels: str) -> _Family[Counter]:
+            return _Family(Counter(f"coin_client_{name}", meaning, labels, registry=registry))
 
-        def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            return Gauge(f"coin_client_{name}", meaning, labels, registry=registry)
+        def gauge(name: str, meaning: str, *labels: str) -> _Family[Gauge]:
+            return _Family(Gauge(f"coin_client_{name}", meaning, labels, registry=registry))
 
-        def histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"coin_client_{name}", meaning, labels, buckets=buckets, registry=registry)
+        def histogram(name: str, meaning: str, buckets: Sequence[float], *labels: str) -> _Family[Histogram]:
+            return _Family(Histogram(f"coin_client_{name}", meaning, labels, buckets=buckets, registry=registry))
 
         latency = tuple(latency_buckets_s)
         self._requests = counter("requests_total", "Requests ended, by outcome.", "group", "outcome")
@@ -96,40 +116,40 @@ class MetricsObserver(Observer):
     def request_ended(self, request: RequestInfo, end: RequestEnd) -> None:
         """See `Observer`."""
         group = request.group
-        self._requests.labels(group, end.outcome.value).inc()
-        self._tokens.labels(group).set(end.budget_left)
-        self._refusals.labels(group).inc(end.refusals)
+        self._requests(group, end.outcome.value).inc()
+        self._tokens(group).set(end.budget_left)
+        self._refusals(group).inc(end.refusals)
         if end.outcome is RequestOutcome.CANCELLED:
             return
-        self._request_seconds.labels(group).observe(end.elapsed_s)
+        self._request_seconds(group).observe(end.elapsed_s)
         if end.outcome is RequestOutcome.DECODED:
-            self._decode_seconds.labels(group).observe(end.decode_s)
+            self._decode_seconds(group).observe(end.decode_s)
         for model in request.wanted:
             source = end.sources.get(model)
-            self._answers.labels(group, model, "failed" if source is None else source.value).inc()
+            self._answers(group, model, "failed" if source is None else source.value).inc()
 
     def call_ended(self, call: CallInfo, end: CallEnd) -> None:
         """See `Observer`."""
         role = "coded" if call.coded else "original"
         purpose = "wanted" if call.wanted else "help"
-        self._calls.labels(call.request.group, call.model, call.server, role, purpose, end.outcome.value).inc()
+        self._calls(call.request.group, call.model, call.server, role, purpose, end.outcome.value).inc()
         if end.outcome in (CallOutcome.USED, CallOutcome.WASTED):
-            self._call_seconds.labels(call.model, call.server).observe(end.latency_s)
+            self._call_seconds(call.model, call.server).observe(end.latency_s)
         elif end.outcome is CallOutcome.ABANDONED:
-            self._abandoned.labels(call.server).inc()
+            self._abandoned(call.server).inc()
 
     def call_ended_late(self, call: CallInfo, latency_s: float, error: str) -> None:
         """See `Observer`."""
-        self._abandoned.labels(call.server).dec()
-        self._late.labels(call.server, "failed" if error else "answered").inc()
+        self._abandoned(call.server).dec()
+        self._late(call.server, "failed" if error else "answered").inc()
         if not error:
-            self._call_seconds.labels(call.model, call.server).observe(latency_s)
+            self._call_seconds(call.model, call.server).observe(latency_s)
 
     def server_down(self, address: str, reason: str) -> None:
         """See `Observer`."""
-        self._open.labels(address).set(1)
-        self._openings.labels(address).inc()
+        self._open(address).set(1)
+        self._openings(address).inc()
 
     def server_up(self, address: str) -> None:
         """See `Observer`."""
-        self._open.labels(address).set(0)
+        self._open(address).set(0)

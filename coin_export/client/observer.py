@@ -45,9 +45,9 @@ class RequestOutcome(Enum):
     CANCELLED = "cancelled"  # by the caller
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class RequestInfo:
-    """A request under way; the same object in everything that is told about it.
+    """A request under way; the same object in everything that is told about it. Not to be changed.
 
     Attributes:
         group: the group's name.
@@ -64,9 +64,9 @@ class RequestInfo:
     deadline_s: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class CallInfo:
-    """A call under way; the same object in everything that is told about it.
+    """A call under way; the same object in everything that is told about it. Not to be changed.
 
     Attributes:
         request: the request that it is part of.
@@ -87,7 +87,7 @@ class CallInfo:
     though_down: bool
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class CallEnd:
     """How a call ended.
 
@@ -102,7 +102,7 @@ class CallEnd:
     error: str = ""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class RequestEnd:
     """How a request ended.
 
@@ -178,6 +178,8 @@ class Observers:
 
         def add_headers(observer: Observer) -> None:
             found = observer.call_begun(call)
+            if not found:
+                return
             problem = problem_with_headers(found)
             if problem:
                 raise UserError(problem)

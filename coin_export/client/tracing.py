@@ -25,6 +25,7 @@ from coin_export.errors import MissingDependencyError
 
 try:
     from opentelemetry import trace
+    from opentelemetry.context import Context
     from opentelemetry.trace import Span, SpanKind, Status, StatusCode, TracerProvider
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
     from opentelemetry.util.types import AttributeValue
@@ -38,6 +39,11 @@ _WIRE: Mapping[str, Mapping[str, AttributeValue]] = {
     "http": {"http.request.method": "POST"},
     "": {},
 }
+
+
+class _RequestSpan(NamedTuple):
+    span: Span
+    context: Context
 
 
 class _CallSpan(NamedTuple):
@@ -63,7 +69,7 @@ class TracingObserver(Observer):
     def __init__(self, tracer_provider: TracerProvider | None = None) -> None:
         self._tracer = trace.get_tracer("coin_export.client", tracer_provider=tracer_provider)
         self._propagator = TraceContextTextMapPropagator()
-        self._requests: dict[RequestInfo, Span] = {}
+        self._requests: dict[RequestInfo, _RequestSpan] = {}
         self._calls: dict[CallInfo, _CallSpan] = {}
 
     def request_begun(self, request: RequestInfo) -> None:
@@ -77,11 +83,12 @@ class TracingObserver(Observer):
             attributes["coin_client.request_id"] = request.request_id
         if request.deadline_s < math.inf:
             attributes["coin_client.deadline_s"] = request.deadline_s
-        self._requests[request] = self._tracer.start_span(f"coin_client.infer {request.group}", attributes=attributes)
+        span = self._tracer.start_span(f"coin_client.infer {request.group}", attributes=attributes)
+        self._requests[request] = _RequestSpan(span, trace.set_span_in_context(span))
 
     def request_ended(self, request: RequestInfo, end: RequestEnd) -> None:
         """See `Observer`."""
-        span = self._requests.pop(request)
+        span = self._requests.pop(request).span
         span.set_attribute("coin_client.outcome", end.outcome.value)
         if end.refusals:
             span.set_attribute("coin_client.budget_refusals", end.refusals)
@@ -93,7 +100,14 @@ class TracingObserver(Observer):
         span.end()
 
     def call_begun(self, call: CallInfo) -> Mapping[str, str]:
-        """See `Observer`."""
+        """See `Observer`; returns trace context also when nothing is recorded, so that the server records nothing."""
+        parent = self._requests[call.request]
+        context = self._begin(call, parent.context) if parent.span.is_recording() else parent.context
+        headers: dict[str, str] = {}
+        self._propagator.inject(headers, context=context)
+        return headers
+
+    def _begin(self, call: CallInfo, parent: Context) -> Context:
         host, _, port = call.server.rpartition(":")
         attributes: dict[str, AttributeValue] = {
             **_WIRE[call.protocol],
@@ -105,7 +119,6 @@ class TracingObserver(Observer):
         }
         if call.though_down:
             attributes["coin_client.though_down"] = True
-        parent = trace.set_span_in_context(self._requests[call.request])
         started_ns = time.time_ns()
         span = self._tracer.start_span(
             f"ModelInfer {call.model}",
@@ -115,13 +128,14 @@ class TracingObserver(Observer):
             start_time=started_ns,
         )
         self._calls[call] = _CallSpan(span, started_ns)
-        headers: dict[str, str] = {}
-        self._propagator.inject(headers, context=trace.set_span_in_context(span))
-        return headers
+        return trace.set_span_in_context(span)
 
     def call_ended(self, call: CallInfo, end: CallEnd) -> None:
         """See `Observer`."""
-        span, started_ns = self._calls.pop(call)
+        begun = self._calls.pop(call, None)
+        if begun is None:
+            return
+        span, started_ns = begun
         span.set_attribute("coin_client.outcome", end.outcome.value)
         if end.outcome is CallOutcome.FAILED:
             _fail(span, end.error)

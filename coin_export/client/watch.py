@@ -36,7 +36,9 @@ class CallWatch:
         self._info = info
         self._row = row
         self._sent = sent
-        self._end: CallEnd | None = None
+        self._outcome: CallOutcome | None = None
+        self._latency_s = 0.0
+        self._error = ""
 
     def answered(self, now: float, problem: str) -> None:
         """Take note of an answer; ``problem`` says why it is none that can be used, if so."""
@@ -53,10 +55,11 @@ class CallWatch:
 
     def settle(self, used: Collection[int]) -> None:
         """Tell what became of the call, given the rows that the request's answers were made from."""
-        end = self._end
-        assert end is not None
-        if end.outcome is CallOutcome.WASTED and self._row in used:
-            end = replace(end, outcome=CallOutcome.USED)
+        outcome = self._outcome
+        assert outcome is not None
+        if outcome is CallOutcome.WASTED and self._row in used:
+            outcome = CallOutcome.USED
+        end = CallEnd(outcome, self._latency_s, self._error)
         self._observers.tell(lambda observer: observer.call_ended(self._info, end))
 
     def ended_late(self, now: float, task: Task) -> None:
@@ -65,8 +68,8 @@ class CallWatch:
         self._observers.tell(lambda observer: observer.call_ended_late(self._info, now - self._sent, error))
 
     def _note(self, outcome: CallOutcome, now: float, error: str = "") -> None:
-        if self._end is None:
-            self._end = CallEnd(outcome, now - self._sent, error)
+        if self._outcome is None:
+            self._outcome, self._latency_s, self._error = outcome, now - self._sent, error
 
 
 class RequestWatch:

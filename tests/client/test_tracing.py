@@ -9,6 +9,7 @@ import pytest
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 from opentelemetry.trace import SpanKind, StatusCode
 
 from coin_export.client import AfterGrace, AtOnce, CodedClient, HttpTransport, Limits, Policy, SyncCodedClient
@@ -26,9 +27,9 @@ SOON = Policy(AtOnce(), AfterGrace(at_least_s=0.0, share=0.0))
 class Traces:
     """A tracer provider of its own, and what it exported."""
 
-    def __init__(self) -> None:
+    def __init__(self, sampler: Sampler = ALWAYS_ON) -> None:
         self._exporter = InMemorySpanExporter()
-        self.provider = TracerProvider()
+        self.provider = TracerProvider(sampler=sampler)
         self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.observer = TracingObserver(self.provider)
 
@@ -44,6 +45,10 @@ class Traces:
         """The span of the only call to a model."""
         (span,) = [span for span in self._exporter.get_finished_spans() if span.name == f"ModelInfer {model}"]
         return span
+
+    def count(self) -> int:
+        """How many spans there are."""
+        return len(self._exporter.get_finished_spans())
 
     def is_child(self, child: ReadableSpan, parent: ReadableSpan) -> bool:
         return child.parent is not None and parent.context is not None and child.parent == parent.context
@@ -150,3 +155,13 @@ async def test_the_callers_span_is_found_through_the_synchronous_client_and_over
     assert request.parent is not None and traces.is_child(call, request)
     assert call.attributes is not None and call.attributes["http.request.method"] == "POST"
     assert servers[0].headers["traceparent"] == traceparent(call)
+
+
+async def test_a_request_that_is_not_sampled_tells_the_servers_so_and_records_nothing() -> None:
+    traces = Traces(ALWAYS_OFF)
+    servers = one_each(GROUP)
+    async with started(*servers) as addresses, traces.client(addresses, PATIENT) as client:
+        await client.infer(INPUTS)
+    assert traces.count() == 0
+    flags = int(servers[0].headers["traceparent"].rsplit("-", 1)[1], 16)
+    assert not flags & 1
