@@ -10,7 +10,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
-from coin_export.encode.combination import Inputs, points_of
+from coin_export.encode.teachers import Inputs, points_of
 
 
 class AugmentationOptions(BaseModel):

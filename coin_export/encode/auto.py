@@ -1,4 +1,4 @@
-"""The best of the closed forms: plain averaging and COIN with a few dampings, chosen on held-out inputs."""
+"""The best of the closed forms, chosen by how well it decodes held-out inputs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.combination import Combination
 from coin_export.encode.cost import CostMeter, Passes
+from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.selection import Dampings, HeldOut, best_barycenter
+from coin_export.encode.selection import ClosedForm, HeldOut, best_closed_form
+from coin_export.encode.teachers import Teachers
 from coin_export.model.signature import Original
 
 
@@ -21,9 +23,17 @@ class AutoOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Literal["auto"] = Field(default="auto", description="The best of plain averaging and COIN; no training.")
-    dampings: Dampings = Field(
-        default=(0.01, 0.1, 1.0), description="COIN's dampings to try, besides the plain average."
+    name: Literal["auto"] = Field(default="auto", description="The best of the closed forms; no training.")
+    candidates: tuple[ClosedForm, ...] = Field(
+        default=("average", "coin", "head", "regmean", "regress"),
+        min_length=1,
+        description="The encoders to try, with their default options; head is the plain average with its last layer "
+        "regressed.",
+    )
+    criterion: CriterionName = Field(
+        default="divergence",
+        description="divergence: of the softmax of decoded outputs from that of the originals' own; error: their mean "
+        "squared difference, for outputs that are no logits.",
     )
     held_out: float = Field(
         default=0.2, gt=0, lt=1, description="Share of the calibration inputs that decides and is not used otherwise."
@@ -33,26 +43,25 @@ class AutoOptions(BaseModel):
 
 def auto(
     originals: Sequence[Original],
-    coefficients: Sequence[float],
+    code: LinearCode,
     calibration: CalibrationInputs,
     options: AutoOptions,
     cache: Path | None = None,
-) -> Encoding:
-    """Try the closed forms and keep the one whose outputs match best on held-out inputs; see `Encoder`.
+) -> list[Encoding]:
+    """Try the closed forms and keep the one that decodes held-out inputs best; see `Encoder`.
 
     Raises:
         CalibrationError: if there are fewer than two points.
-        CoinExportError: as `best_barycenter`.
+        CoinExportError: as `best_closed_form`.
     """
     meter = CostMeter()
     used, decides = calibration.split(options.held_out, options.seed)
-    combination = Combination(originals, coefficients, Passes())
-    held_out = HeldOut(combination, decides)
-    choice = best_barycenter(originals, coefficients, used, options.dampings, cache, combination, held_out)
-    passes = combination.passes
+    teachers = Teachers(originals, Passes())
+    held_out = HeldOut(teachers, Criterion(code, options.criterion), decides)
+    choice = best_closed_form(originals, code, used, options.candidates, cache, teachers, held_out)
     notes = {
         "chosen": choice.name,
-        "why": f"least mean squared error of the outputs on {len(decides)} held-out points",
+        "why": f"least {options.criterion} of the decoded outputs on {len(decides)} held-out points",
         "held_out_errors": dict(choice.errors),
     }
-    return Encoding(choice.encoding.state_dict, meter.cost(passes.forward, passes.backward), notes)
+    return meter.share([item.state_dict for item in choice.encodings], teachers.passes, notes)

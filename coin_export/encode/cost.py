@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from coin_export.encode.encoding import EncodeCost
+from coin_export.encode.encoding import EncodeCost, Encoding, StateDict
 
 
 @dataclass
@@ -37,6 +39,20 @@ class CostMeter:
             backward_passes=backward_passes,
             peak_memory_bytes=_peak_resident_bytes() - self._peak,
         )
+
+    def share(self, states: Sequence[StateDict], passes: Passes, notes: Mapping[str, Any]) -> list[Encoding]:
+        """Return encodings that were made together, with equal shares of the cost so far and the same notes."""
+        total, count = self.cost(passes.forward, passes.backward), len(states)
+        costs = [
+            replace(
+                total,
+                seconds=total.seconds / count,
+                forward_passes=total.forward_passes // count + (index < total.forward_passes % count),
+                backward_passes=total.backward_passes // count + (index < total.backward_passes % count),
+            )
+            for index in range(count)
+        ]
+        return [Encoding(state, cost, notes) for state, cost in zip(states, costs, strict=True)]
 
 
 def _peak_resident_bytes() -> int:

@@ -10,13 +10,15 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import CoinOptions, coin
-from coin_export.encode.combination import Combination, finished_state, working_copy, working_inputs
 from coin_export.encode.cost import CostMeter, Passes
+from coin_export.encode.criterion import Criterion
 from coin_export.encode.distillation import Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding
+from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.errors import ModelError
 from coin_export.model.signature import Original
 
@@ -67,10 +69,10 @@ def distill(
         )
         passes.add(encoding.cost)
         module = train_what_differs(working_copy(originals[0], encoding.state_dict), originals)
-    combination = Combination(originals, coefficients, passes)
+    teachers, error = Teachers(originals, passes), Criterion(LinearCode((tuple(coefficients),)), "error")
     steps = options.epochs * math.ceil(len(calibration) / options.batch_size)
     schedule = Schedule(steps, options.batch_size, options.learning_rate)
-    fit(module, combination, working_inputs(calibration), schedule, options.seed)
+    fit([module], teachers, error, working_inputs(calibration), schedule, options.seed)
     state = finished_state(module, originals[0])
     return Encoding(state, meter.cost(passes.forward, passes.backward), {"steps": steps})
 

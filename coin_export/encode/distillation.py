@@ -1,7 +1,4 @@
-"""Fitting a module to the combination of the originals' outputs by gradient descent; see Hinton and others, 2015.
-
-The loss is the mean squared error of all outputs, the divergence to which the decoder's error is proportional.
-"""
+"""Fitting coded models to the originals' outputs by gradient descent; see Hinton and others, 2015."""
 
 from __future__ import annotations
 
@@ -13,9 +10,10 @@ from typing import Literal
 import torch
 
 from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment
-from coin_export.encode.combination import Combination, Inputs, points_of, select, squared_errors
+from coin_export.encode.criterion import Answers, Criterion
 from coin_export.encode.muon import Muon, matrices
-from coin_export.model.signature import Original, call
+from coin_export.encode.teachers import Inputs, Teachers, batches_of, concatenated, points_of, select
+from coin_export.model.signature import Original
 
 OptimizerName = Literal["adam", "muon"]
 
@@ -38,37 +36,38 @@ class Schedule:
 
 
 def fit(
-    module: torch.nn.Module,
-    combination: Combination,
+    modules: Sequence[torch.nn.Module],
+    teachers: Teachers,
+    criterion: Criterion,
     inputs: Inputs,
     schedule: Schedule,
     seed: int,
     augmentation: AugmentationOptions | None = None,
     after_step: Callable[[int], None] = lambda steps: None,
 ) -> None:
-    """Train those parameters of ``module`` that want gradients, in place.
+    """Train those parameters of ``modules`` that want gradients, in place.
 
     Args:
-        module: a working copy of the originals' architecture.
-        combination: answers any input with what is wanted.
+        modules: a working copy of the originals' architecture for each coded model, fitted together.
+        teachers: the originals, which answer any input.
+        criterion: what to descend on.
         inputs: points to learn from.
         schedule: steps, batch size, learning rate, optimiser.
         seed: of the order of the points and of the augmentation.
-        augmentation: None asks for the points as they are, and for what is wanted on them only once.
+        augmentation: None takes the points as they are, and asks the originals only once.
         after_step: told the number of steps taken.
     """
-    optimizers = _optimizers(module, schedule)
+    optimizers = _optimizers(modules, schedule)
     if not optimizers:
         return
     generator = torch.Generator().manual_seed(seed)
-    examples = _examples(combination, inputs, schedule.batch_size, generator, augmentation)
+    examples = _examples(teachers, inputs, schedule.batch_size, generator, augmentation)
     for step in range(schedule.steps):
-        batch, wanted = next(examples)
-        outputs = call(module, batch, combination.output_names)
-        combination.passes.forward += points_of(batch)
-        combination.passes.backward += points_of(batch)
-        loss = squared_errors(list(outputs.values()), wanted) / sum(tensor.numel() for tensor in wanted)
-        module.zero_grad()
+        batch, answers = next(examples)
+        loss = criterion(teachers.ask(modules, batch), answers)
+        teachers.passes.backward += len(modules) * points_of(batch)
+        for optimizer in optimizers:
+            optimizer.zero_grad()
         torch.autograd.backward(loss)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
@@ -86,33 +85,34 @@ def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -
     return module
 
 
-def _optimizers(module: torch.nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    chosen = list(matrices(module)) if schedule.optimizer == "muon" else []
-    taken = {id(parameter) for parameter in chosen}
-    others = [parameter for parameter in module.parameters() if id(parameter) not in taken and parameter.requires_grad]
-    chosen = [parameter for parameter in chosen if parameter.requires_grad]
+def _optimizers(modules: Sequence[torch.nn.Module], schedule: Schedule) -> list[torch.optim.Optimizer]:
+    learning = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+    as_matrices = {id(parameter) for module in modules for parameter in matrices(module)}
+    if schedule.optimizer == "adam":
+        as_matrices = set()
+    chosen = [parameter for parameter in learning if id(parameter) in as_matrices]
+    others = [parameter for parameter in learning if id(parameter) not in as_matrices]
     optimizers: list[torch.optim.Optimizer] = [Muon(chosen, schedule.learning_rate)] if chosen else []
     return [*optimizers, torch.optim.Adam(others, schedule.learning_rate)] if others else optimizers
 
 
 def _examples(
-    combination: Combination,
+    teachers: Teachers,
     inputs: Inputs,
     size: int,
     generator: torch.Generator,
     augmentation: AugmentationOptions | None,
-) -> Iterator[tuple[Inputs, list[torch.Tensor]]]:
-    """Yield batches of points and what is wanted on them, without end."""
+) -> Iterator[tuple[Inputs, Answers]]:
+    """Yield batches of points and what the originals answer to them, without end."""
     indices = _endless_batches(points_of(inputs), size, generator)
     if augmentation is not None and can_augment(inputs, augmentation):
         for index in indices:
             batch = augment(select(inputs, index), augmentation, generator)
-            yield batch, combination(batch)
+            yield batch, teachers(batch)
     else:
-        parts = [combination(select(inputs, slice(start, start + size))) for start in range(0, points_of(inputs), size)]
-        wanted = [torch.cat(tensors) for tensors in zip(*parts, strict=True)]
+        answers = concatenated([teachers(batch) for batch in batches_of(inputs, size)])
         for index in indices:
-            yield select(inputs, index), [tensor[index] for tensor in wanted]
+            yield select(inputs, index), [tensor[:, index] for tensor in answers]
 
 
 def _endless_batches(points: int, size: int, generator: torch.Generator) -> Iterator[torch.Tensor]:

@@ -1,7 +1,8 @@
-"""The contract of every encoder."""
+"""The contract of the encoders."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.model.signature import Original
 
@@ -47,7 +49,7 @@ class Encoding:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Encoder(Protocol):
+class RowEncoder(Protocol):
     """A function that makes one coded model; it never sees a label."""
 
     def __call__(
@@ -68,3 +70,36 @@ class Encoder(Protocol):
             cache: folder for statistics worth keeping, between the rows of a code or between builds.
         """
         ...
+
+
+class Encoder(Protocol):
+    """A function that makes all coded models of a code, which may depend on each other; it never sees a label."""
+
+    def __call__(
+        self,
+        originals: Sequence[Original],
+        code: LinearCode,
+        calibration: CalibrationInputs,
+        options: Any,
+        cache: Path | None = None,
+    ) -> list[Encoding]:
+        """Encode every row of the code; see `RowEncoder`."""
+        ...
+
+
+def row_by_row(encoder: RowEncoder) -> Encoder:
+    """Make an encoder that encodes each row on its own; statistics are computed once for all rows."""
+
+    def encode(
+        originals: Sequence[Original],
+        code: LinearCode,
+        calibration: CalibrationInputs,
+        options: Any,
+        cache: Path | None = None,
+    ) -> list[Encoding]:
+        if cache is not None or code.m == 1:
+            return [encoder(originals, row, calibration, options, cache) for row in code.parities]
+        with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
+            return [encoder(originals, row, calibration, options, Path(folder)) for row in code.parities]
+
+    return encode

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, Field
 
-from coin_export.code.linear import check_all_protected
+from coin_export.code.linear import LinearCode, check_all_protected
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import check_same_architecture, coded_module
 from coin_export.encode.auto import AutoOptions, auto
@@ -18,7 +17,7 @@ from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.barycenter import taken_from_first
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.distill import DistillOptions, distill
-from coin_export.encode.encoding import Encoder, Encoding
+from coin_export.encode.encoding import Encoder, Encoding, row_by_row
 from coin_export.encode.refine import RefineOptions, refine
 from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.encode.regress import RegressOptions, regress
@@ -27,12 +26,12 @@ from coin_export.model.signature import Original
 from coin_export.model.state import check_finite
 
 ENCODERS: Mapping[str, tuple[type[BaseModel], Encoder]] = {
-    "average": (AverageOptions, average),
-    "coin": (CoinOptions, coin),
-    "regmean": (RegMeanOptions, regmean),
-    "regress": (RegressOptions, regress),
+    "average": (AverageOptions, row_by_row(average)),
+    "coin": (CoinOptions, row_by_row(coin)),
+    "regmean": (RegMeanOptions, row_by_row(regmean)),
+    "regress": (RegressOptions, row_by_row(regress)),
     "auto": (AutoOptions, auto),
-    "distill": (DistillOptions, distill),
+    "distill": (DistillOptions, row_by_row(distill)),
     "refine": (RefineOptions, refine),
 }
 
@@ -51,29 +50,9 @@ def encode(
     options: EncoderOptions,
     cache: Path | None = None,
 ) -> Encoding:
-    """Make one coded model.
-
-    Args:
-        originals: k models of one architecture, in eval mode; they are left as they are.
-        coefficients: one row of the code.
-        calibration: unlabeled inputs.
-        options: those of one of the `ENCODERS`, which they name.
-        cache: folder in which statistics are kept; None keeps none.
-
-    Raises:
-        CodeError: if there is not one positive coefficient for each original, or they do not sum to one.
-        ModelError: if the originals cannot be combined; as `check_same_architecture`.
-        NonFiniteError: if weights, outputs, statistics or coded weights hold NaN or infinity.
-        CoinExportError: otherwise as the encoder.
-    """
-    check_same_architecture(originals)
-    _check_coefficients(originals, coefficients)
-    _, encoder = ENCODERS[options.name]
-    encoding = encoder(originals, coefficients, calibration, options, cache)
-    check_finite(coded_module(originals[0].module, encoding.state_dict), f"weights coded by {options.name!r}")
-    chosen = taken_from_first(originals)
-    notes = {f"taken from {originals[0].name!r}": chosen} if chosen else {}
-    return Encoding(encoding.state_dict, encoding.cost, {**encoding.notes, **notes})
+    """Make the coded model of a code with one row; see `encode_rows`."""
+    (encoding,) = encode_rows(originals, [coefficients], calibration, options, cache)
+    return encoding
 
 
 def encode_rows(
@@ -83,14 +62,31 @@ def encode_rows(
     options: EncoderOptions,
     cache: Path | None = None,
 ) -> list[Encoding]:
-    """Make one coded model for each row of the code; statistics are computed once for all rows.
+    """Make the coded models of a group.
 
-    See `encode`. Without a cache folder a temporary one serves the rows after the first.
+    Args:
+        originals: k models of one architecture, in eval mode; they are left as they are.
+        rows: the code's rows of coefficients.
+        calibration: unlabeled inputs.
+        options: those of one of the `ENCODERS`, which they name.
+        cache: folder in which statistics are kept; None keeps none.
+
+    Raises:
+        CodeError: if a row has not one positive coefficient for each original, or does not sum to one.
+        ModelError: if the originals cannot be combined; as `check_same_architecture`.
+        NonFiniteError: if weights, outputs, statistics or coded weights hold NaN or infinity.
+        CoinExportError: otherwise as the encoder.
     """
-    if cache is not None or len(rows) == 1:
-        return [encode(originals, row, calibration, options, cache) for row in rows]
-    with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
-        return [encode(originals, row, calibration, options, Path(folder)) for row in rows]
+    check_same_architecture(originals)
+    for row in rows:
+        _check_coefficients(originals, row)
+    _, encoder = ENCODERS[options.name]
+    encodings = encoder(originals, LinearCode.from_rows(rows), calibration, options, cache)
+    for encoding in encodings:
+        check_finite(coded_module(originals[0].module, encoding.state_dict), f"weights coded by {options.name!r}")
+    chosen = taken_from_first(originals)
+    notes = {f"taken from {originals[0].name!r}": chosen} if chosen else {}
+    return [Encoding(item.state_dict, item.cost, {**item.notes, **notes}) for item in encodings]
 
 
 def _check_coefficients(originals: Sequence[Original], coefficients: Sequence[float]) -> None:

@@ -17,10 +17,10 @@ from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.barycenter import barycenter
-from coin_export.encode.combination import select, working_copy, working_inputs
 from coin_export.encode.cost import CostMeter
 from coin_export.encode.encoding import Encoding
 from coin_export.encode.grams import observed_grams, regressable
+from coin_export.encode.teachers import select, working_copy, working_inputs
 from coin_export.model.signature import Original
 
 # Added to the diagonal, relative to its mean: inputs that are always zero then leave the plain average.

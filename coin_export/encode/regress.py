@@ -25,10 +25,18 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.affine import AffineKind, kind_of, observing
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import CoinOptions, coin
-from coin_export.encode.combination import Inputs, finished_state, points_of, select, working_copy, working_inputs
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.encoding import Encoding
-from coin_export.model.signature import Original
+from coin_export.encode.teachers import (
+    Inputs,
+    batches_of,
+    finished_state,
+    points_of,
+    select,
+    working_copy,
+    working_inputs,
+)
+from coin_export.model.signature import Original, name_outputs
 
 # Rows for each feature: enough for least squares, and convolutions have far more positions than they need.
 _ROWS_PER_FEATURE = 40
@@ -44,6 +52,9 @@ class RegressOptions(BaseModel):
     )
     start: Literal["average", "coin"] = Field(
         default="coin", description="The barycenter to start at; what cannot be regressed stays as it gives it."
+    )
+    layers: Literal["all", "head"] = Field(
+        default="all", description="head: only the layers whose outputs are the model's own."
     )
     ridge: float = Field(
         default=0.01,
@@ -79,25 +90,36 @@ def regress(
     passes.add(start.cost)
     coded = working_copy(originals[0], start.state_dict)
     models = [working_copy(original, original.module.state_dict()) for original in originals]
-    batches = _batches(working_inputs(calibration), options.batch_size)
-    layers = _in_order(coded, models, batches[0])
+    layers = regress_layers(coded, models, coefficients, working_inputs(calibration), options)
+    passes.forward += len(calibration) * (len(models) + 1) * len(layers)
+    notes = {"regressed_layers": len(layers), "start": options.start}
+    return Encoding(finished_state(coded, originals[0]), meter.cost(passes.forward, passes.backward), notes)
+
+
+def regress_layers(
+    coded: nn.Module,
+    models: Sequence[nn.Module],
+    coefficients: Sequence[float],
+    inputs: Inputs,
+    options: RegressOptions,
+) -> list[str]:
+    """Move the layers of ``coded``, in place, and return their names. The forward pass ends at the layer in turn."""
+    batches = batches_of(inputs, options.batch_size)
+    layers = _in_order(coded, models, select(inputs, slice(0, 1)), options.layers == "head")
     for name, calls in layers.items():
         layer = coded.get_submodule(name)
         kind = kind_of(layer)
         if kind is not None:
             normal = _normal_equations(kind, name, calls, coded, models, coefficients, batches)
             _move(layer, kind, *normal, options.ridge, _differs(name, kind.bias, models))
-            passes.forward += len(calibration) * (len(models) + 1)
-    notes = {"regressed_layers": len(layers), "start": options.start}
-    state = finished_state(coded, originals[0])
-    return Encoding(state, meter.cost(passes.forward, passes.backward), notes)
+    return list(layers)
 
 
 class _Reached(Exception):  # noqa: N818  # no error
     """The layer asked for has been called for the last time."""
 
 
-def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs) -> dict[str, int]:
+def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, head: bool) -> dict[str, int]:
     """Return the layers to regress, in the order in which they are first called, and how often each is called."""
     uses = Counter(id(parameter) for _, parameter in coded.named_parameters(remove_duplicate=False))
     wanted = {
@@ -108,9 +130,21 @@ def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs) -> 
         and _differs(name, kind.weight, models)
     }
     calls: Counter[str] = Counter()
-    with torch.no_grad(), observing(coded, wanted, lambda name, *_: calls.update([name])):
-        coded(*inputs.values())
-    return {name: count for name, count in calls.items() if name in wanted}
+    outputs: dict[str, torch.Tensor] = {}  # kept, since memory that is freed is used again
+
+    def observe(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
+        calls[name] += 1
+        outputs[name] = output
+
+    with torch.no_grad(), observing(coded, wanted, observe):
+        returned = name_outputs(coded(*inputs.values()), None)
+    ends = {_memory(output) for output in returned.values()}
+    return {name: n for name, n in calls.items() if name in wanted and (not head or _memory(outputs[name]) in ends)}
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    """Return where a tensor's values are: a layer's output that was only reshaped still is the model's."""
+    return tensor.untyped_storage().data_ptr()
 
 
 def _differs(layer: str, parameter: str, models: Sequence[nn.Module]) -> bool:
@@ -205,7 +239,3 @@ def _move(
         if with_bias:
             bias = getattr(layer, kind.bias)
             bias += change[:, features].reshape(bias.shape).to(bias.dtype)
-
-
-def _batches(inputs: Inputs, size: int) -> list[Inputs]:
-    return [select(inputs, slice(start, start + size)) for start in range(0, points_of(inputs), size)]

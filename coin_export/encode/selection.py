@@ -1,4 +1,4 @@
-"""Choosing between coded models by how well they match the wanted outputs on held-out calibration inputs."""
+"""Choosing between coded models by how well they decode held-out calibration inputs."""
 
 from __future__ import annotations
 
@@ -6,50 +6,58 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
-from pydantic import Field
 
+from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import CoinOptions, coin
-from coin_export.encode.combination import (
-    Combination,
-    points_of,
-    select,
-    squared_errors,
-    working_copy,
-    working_inputs,
-)
+from coin_export.encode.criterion import Criterion, finite
 from coin_export.encode.encoding import Encoding
+from coin_export.encode.regmean import RegMeanOptions, regmean
+from coin_export.encode.regress import RegressOptions, regress
+from coin_export.encode.teachers import Teachers, batches_of, points_of, working_copy, working_inputs
 from coin_export.errors import NonFiniteError
-from coin_export.model.signature import Original, call
+from coin_export.model.signature import Original
 
-Dampings: TypeAlias = tuple[Annotated[float, Field(ge=0, allow_inf_nan=False)], ...]
+ClosedForm: TypeAlias = Literal["average", "coin", "regmean", "regress", "head"]
 _BATCH = 256
+
+_Encode: TypeAlias = Callable[
+    [Sequence[Original], Sequence[float], CalibrationInputs, Path | None],
+    Encoding,
+]
+_CLOSED_FORMS: Mapping[ClosedForm, _Encode] = {
+    "average": lambda models, beta, points, cache: average(models, beta, points, AverageOptions(), cache),
+    "coin": lambda models, beta, points, cache: coin(models, beta, points, CoinOptions(), cache),
+    "regmean": lambda models, beta, points, cache: regmean(models, beta, points, RegMeanOptions(), cache),
+    "regress": lambda models, beta, points, cache: regress(models, beta, points, RegressOptions(), cache),
+    "head": lambda models, beta, points, cache: regress(
+        models, beta, points, RegressOptions(start="average", layers="head"), cache
+    ),
+}
 
 
 class HeldOut:
-    """Held-out inputs with the outputs that are wanted on them, computed once."""
+    """Held-out inputs with the originals' answers to them, asked once."""
 
-    def __init__(self, combination: Combination, points: CalibrationInputs) -> None:
-        self._combination = combination
-        self._batches = [(inputs, combination(inputs)) for inputs in _batches(working_inputs(points))]
+    def __init__(self, teachers: Teachers, criterion: Criterion, points: CalibrationInputs) -> None:
+        self._teachers = teachers
+        self._criterion = criterion
+        self._batches = [(inputs, teachers(inputs)) for inputs in batches_of(working_inputs(points), _BATCH)]
 
-    def error(self, module: torch.nn.Module) -> float:
-        """Return the mean squared error over all points and output elements; infinity when it is not finite."""
-        total, elements = 0.0, 0
+    def error(self, modules: Sequence[torch.nn.Module]) -> float:
+        """Return the criterion for the m coded models over all points; infinity when it is not finite."""
+        total, points = 0.0, 0
         with torch.no_grad():
-            for inputs, wanted in self._batches:
-                outputs = call(module, inputs, self._combination.output_names)
-                self._combination.passes.forward += points_of(inputs)
-                total += float(squared_errors(list(outputs.values()), wanted))
-                elements += sum(tensor.numel() for tensor in wanted)
-        error = total / elements
-        return error if math.isfinite(error) else math.inf
+            for inputs, answers in self._batches:
+                count = points_of(inputs)
+                total += count * float(self._criterion(self._teachers.ask(modules, inputs), answers))
+                points += count
+        return finite(total / points)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,63 +66,47 @@ class Choice:
 
     Attributes:
         name: which one it is.
-        encoding: the encoding itself.
-        errors: held-out output-matching error of each, by name, in the order in which they were tried.
+        encodings: the m coded models.
+        errors: held-out criterion of each, by name, in the order in which they were tried.
     """
 
-    name: str
-    encoding: Encoding
-    errors: Mapping[str, float]
+    name: ClosedForm
+    encodings: Sequence[Encoding]
+    errors: Mapping[ClosedForm, float]
 
 
-def best_barycenter(
+def best_closed_form(
     originals: Sequence[Original],
-    coefficients: Sequence[float],
+    code: LinearCode,
     calibration: CalibrationInputs,
-    dampings: Sequence[float],
+    names: Sequence[ClosedForm],
     cache: Path | None,
-    combination: Combination,
+    teachers: Teachers,
     held_out: HeldOut,
 ) -> Choice:
-    """Make the plain average, and COIN with each damping, and choose; the Fisher statistics are computed once.
+    """Make the named closed forms with their default options, and choose; Fisher statistics are computed once.
+
+    ``head`` is the plain average with the last layer regressed. Of equals, the first is taken.
 
     Raises:
         NonFiniteError: if none has finite outputs.
-        CoinExportError: as `coin`.
+        CoinExportError: as the encoders.
     """
+    errors: dict[ClosedForm, float] = {}
+    best: tuple[ClosedForm, list[Encoding]] | None = None
     with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
-        kept = cache or Path(folder)
-        candidates: dict[str, Callable[[], Encoding]] = {
-            "average": partial(average, originals, coefficients, calibration, AverageOptions(), kept)
-        }
-        for damping in dampings:
-            options = CoinOptions(damping=damping)
-            candidates[f"coin, damping {damping:g}"] = partial(
-                coin, originals, coefficients, calibration, options, kept
-            )
-        return _choose(candidates, originals[0], combination, held_out)
-
-
-def _choose(
-    candidates: Mapping[str, Callable[[], Encoding]], original: Original, combination: Combination, held_out: HeldOut
-) -> Choice:
-    """Make one candidate after the other and keep the one with the least error; of equals, the first."""
-    errors: dict[str, float] = {}
-    best: tuple[str, Encoding] | None = None
-    for name, make in candidates.items():
-        least = min(errors.values(), default=math.inf)
-        encoding = make()
-        combination.passes.add(encoding.cost)
-        errors[name] = held_out.error(working_copy(original, encoding.state_dict))
-        if errors[name] < least:
-            best = name, encoding
+        for name in names:
+            least = min(errors.values(), default=math.inf)
+            make = _CLOSED_FORMS[name]
+            encodings = [make(originals, row, calibration, cache or Path(folder)) for row in code.parities]
+            for encoding in encodings:
+                teachers.passes.add(encoding.cost)
+            errors[name] = held_out.error([working_copy(originals[0], item.state_dict) for item in encodings])
+            if errors[name] < least:
+                best = name, encodings
     if best is None:
         raise NonFiniteError(
             f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
             "check the originals on the calibration inputs"
         )
     return Choice(*best, errors)
-
-
-def _batches(inputs: Mapping[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
-    return [select(inputs, slice(start, start + _BATCH)) for start in range(0, points_of(inputs), _BATCH)]

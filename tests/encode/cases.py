@@ -6,11 +6,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.combination import Combination, working_copy
 from coin_export.encode.cost import Passes
+from coin_export.encode.criterion import Criterion
 from coin_export.encode.encoding import StateDict
 from coin_export.encode.selection import HeldOut
+from coin_export.encode.teachers import Teachers, working_copy
 from coin_export.model.signature import Original, infer_signature
 from tests.reference.networks import CASES
 
@@ -50,8 +52,17 @@ def twins(case: str) -> list[Original]:
 def output_error(
     state: StateDict, originals: list[Original], coefficients: list[float], points: CalibrationInputs
 ) -> float:
-    held_out = HeldOut(Combination(originals, coefficients, Passes()), points)
-    return held_out.error(working_copy(originals[0], state))
+    """Return the mean squared error of the coded model's outputs."""
+    error = Criterion(LinearCode.from_rows([coefficients]), "error")
+    return HeldOut(Teachers(originals, Passes()), error, points).error([working_copy(originals[0], state)])
+
+
+def decoded_divergence(
+    states: list[StateDict], originals: list[Original], rows: list[list[float]], points: CalibrationInputs
+) -> float:
+    criterion = Criterion(LinearCode.from_rows(rows), "divergence")
+    modules = [working_copy(originals[0], state) for state in states]
+    return HeldOut(Teachers(originals, Passes()), criterion, points).error(modules)
 
 
 def same_bytes(left: StateDict, right: StateDict) -> bool:

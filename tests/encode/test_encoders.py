@@ -1,4 +1,5 @@
 import copy
+from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
 
@@ -249,10 +250,10 @@ def test_models_that_cannot_be_combined_are_refused() -> None:
 
 
 def test_coded_weights_that_are_not_finite_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def faulty(originals: list[Original], *_: object) -> Encoding:
+    def faulty(originals: Sequence[Original], *_: object) -> list[Encoding]:
         state = {name: tensor.clone() for name, tensor in originals[0].module.state_dict().items()}
         state["2.bias"][0] = float("nan")
-        return Encoding(state, EncodeCost(0.0, 0, 0, 0))
+        return [Encoding(state, EncodeCost(0.0, 0, 0, 0))]
 
     monkeypatch.setattr(registry, "ENCODERS", {"average": (AverageOptions, faulty)})
     with pytest.raises(NonFiniteError, match=r"weights coded by 'average': NaN or infinity in 2\.bias"):

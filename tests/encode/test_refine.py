@@ -8,12 +8,21 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.augmentation import AugmentationOptions
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.refine import RefineOptions
-from coin_export.encode.registry import encode
+from coin_export.encode.registry import encode, encode_rows
 from coin_export.errors import CalibrationError
-from tests.encode.cases import deep_linear_originals, normal_points, originals_of, output_error, same_bytes, trio, twins
+from tests.encode.cases import (
+    decoded_divergence,
+    deep_linear_originals,
+    normal_points,
+    originals_of,
+    output_error,
+    same_bytes,
+    trio,
+    twins,
+)
 from tests.reference.networks import CASES
 
-SHORT = RefineOptions(steps=20, trial_steps=4, batch_size=4, held_out=0.4, dampings=(0.1,))
+SHORT = RefineOptions(budget=80, trial_steps=4, batch_size=4, held_out=0.4)
 BETA = [0.2, 0.3, 0.5]
 
 
@@ -21,7 +30,7 @@ def test_the_exact_combination_is_reached_from_a_start_that_misses_it() -> None:
     originals, points = deep_linear_originals(), normal_points()
     average = encode(originals, [0.4, 0.6], points, AverageOptions()).state_dict
     # What a linear model answers on mixtures follows from the rest, so any options lead there.
-    options = RefineOptions(steps=300, batch_size=16, learning_rates=(1e-2, 3e-2), trial_steps=20)
+    options = RefineOptions(budget=4800, batch_size=16, criterion="error", learning_rates=(1e-2, 3e-2), trial_steps=20)
     found = encode(originals, [0.4, 0.6], points, options)
     before = output_error(average, originals, [0.4, 0.6], points)
     after = output_error(found.state_dict, originals, [0.4, 0.6], points)
@@ -48,9 +57,22 @@ def test_it_is_never_worse_than_its_start_on_the_held_out_points(case: str, opti
     assert start_errors[found.notes["start"]] == min(start_errors.values())
     assert found.notes["held_out_error"] <= min(start_errors.values())
     _, held_out = calibration.split(options.held_out, options.seed)
-    assert output_error(found.state_dict, originals, BETA, held_out) == pytest.approx(
-        found.notes["held_out_error"], rel=1e-4
+    assert decoded_divergence([found.state_dict], originals, [BETA], held_out) == pytest.approx(
+        found.notes["held_out_error"], rel=1e-4, abs=1e-9
     )
+
+
+def test_coded_models_are_refined_together() -> None:
+    originals, points, rows = deep_linear_originals(3), normal_points(), [[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]
+    options = RefineOptions(budget=1600, batch_size=16, learning_rates=(1e-2,))
+    first, second = encode_rows(originals, rows, points, options)
+    assert first.notes == second.notes
+    assert first.notes["best_step"] > 0
+    assert abs(first.cost.backward_passes - second.cost.backward_passes) <= 1
+    _, held_out = points.split(options.held_out, options.seed)
+    error = decoded_divergence([first.state_dict, second.state_dict], originals, rows, held_out)
+    assert error == pytest.approx(first.notes["held_out_error"], rel=1e-4)
+    assert error < 0.3 * min(first.notes["start_errors"].values())
 
 
 def test_a_learning_rate_far_too_large_leaves_the_start() -> None:
@@ -136,7 +158,7 @@ def test_the_originals_are_left_as_they_are() -> None:
 def test_passes_are_counted(case: str) -> None:
     """Five points: three to learn from, two held out; 20 steps, 2 trials of 4 steps; all batches of three points."""
     originals = trio(case)
-    options = SHORT.model_copy(update={"learning_rates": (1e-3, 3e-3), "dampings": ()})
+    options = SHORT.model_copy(update={"learning_rates": (1e-3, 3e-3), "starts": ("average",)})
     cost = encode(originals, BETA, CASES[case].calibration(), options).cost
     descents, points, steps = 3, 3, 28
     assert cost.backward_passes == steps * points
@@ -148,7 +170,11 @@ def test_passes_are_counted(case: str) -> None:
 def test_points_are_left_alone_without_augmentation() -> None:
     """Teachers asked once a descent, as the passes show."""
     options = SHORT.model_copy(
-        update={"augmentation": AugmentationOptions(mixed=0, shift=0), "dampings": (), "learning_rates": (1e-3,)}
+        update={
+            "augmentation": AugmentationOptions(mixed=0, shift=0),
+            "starts": ("average",),
+            "learning_rates": (1e-3,),
+        }
     )
     cost = encode(trio("mlp"), BETA, CASES["mlp"].calibration(), options).cost
     assert cost.forward_passes == 3 * 2 + 2 + 20 * 2 + 20 * 3 + 3 * 3
@@ -162,7 +188,7 @@ def test_one_point_is_too_few() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"steps": 0},
+        {"budget": 0},
         {"batch_size": 0},
         {"learning_rates": ()},
         {"learning_rates": (-1.0,)},
@@ -170,7 +196,9 @@ def test_one_point_is_too_few() -> None:
         {"optimizer": "sgd"},
         {"held_out": 0.0},
         {"held_out": 1.0},
-        {"dampings": (-1.0,)},
+        {"starts": ()},
+        {"starts": ("magic",)},
+        {"criterion": "loss"},
         {"augmentation": {"mixed": 2}},
         {"augmentation": {"shift": -0.1}},
         {"labels": "no"},

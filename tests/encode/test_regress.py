@@ -7,6 +7,7 @@ from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.affine import KINDS, kind_of, observing
+from coin_export.encode.average import AverageOptions
 from coin_export.encode.coin import CoinOptions
 from coin_export.encode.encoding import StateDict
 from coin_export.encode.registry import encode
@@ -176,6 +177,19 @@ def test_the_originals_are_left_as_they_are() -> None:
     for original, state in zip(originals, before, strict=True):
         assert same_bytes(original.module.state_dict(), state)
         assert not any("forward" in vars(part) or part._forward_hooks for part in original.module.modules())
+
+
+@pytest.mark.parametrize(("case", "count"), [("mlp", 1), ("two_heads", 2), ("tied", 0), ("transformer", 1)])
+def test_the_head_alone_can_be_regressed(case: str, count: int) -> None:
+    originals, points = trio(case), CASES[case].calibration()
+    found = encode(originals, BETA, points, RegressOptions(start="average", layers="head"))
+    average = encode(originals, BETA, points, AverageOptions()).state_dict
+    changed = {name for name, tensor in found.state_dict.items() if not torch.equal(tensor, average[name])}
+    assert found.notes["regressed_layers"] == count
+    assert len(changed) == 2 * count
+    if count:
+        error = output_error(found.state_dict, originals, BETA, points)
+        assert error < output_error(average, originals, BETA, points)
 
 
 def test_a_layer_that_is_called_twice_sees_both_calls() -> None:

@@ -1,4 +1,4 @@
-"""The outputs a coded model should give, sum_i beta_i f_i(x), and copies of the originals to fit to them.
+"""What coded models are fitted to: the originals' outputs on any inputs. And copies of the originals to be fitted.
 
 Nothing here, or in what builds on it, sees a label: the originals answer any input.
 """
@@ -13,6 +13,7 @@ import torch
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.cost import Passes
+from coin_export.encode.criterion import Answers
 from coin_export.encode.encoding import StateDict
 from coin_export.model.signature import Original, call, to_tensors
 from coin_export.model.state import first_names
@@ -21,24 +22,29 @@ Inputs = Mapping[str, torch.Tensor]
 _HALF = (torch.float16, torch.bfloat16)
 
 
-class Combination:
-    """Computes sum_i beta_i f_i(x) without gradients; half-precision originals work in float32."""
+class Teachers:
+    """Asks the originals, without gradients; half-precision originals work in float32."""
 
-    def __init__(self, originals: Sequence[Original], coefficients: Sequence[float], passes: Passes) -> None:
+    def __init__(self, originals: Sequence[Original], passes: Passes) -> None:
         self._modules = [_widened_module(original.module) for original in originals]
-        self._coefficients = list(coefficients)
         self.output_names = tuple(spec.name for spec in originals[0].signature.outputs)
         self.passes = passes
 
     def __call__(self, inputs: Inputs) -> list[torch.Tensor]:
-        """Return the wanted outputs, each of shape (points, ...)."""
-        total: list[torch.Tensor] = []
+        """Return each output of all k originals, shape (k, points, ...)."""
         with torch.no_grad():
-            for module, beta in zip(self._modules, self._coefficients, strict=True):
-                self.passes.forward += points_of(inputs)
-                outputs = [beta * tensor for tensor in call(module, inputs, self.output_names).values()]
-                total = [left + right for left, right in zip(total, outputs, strict=True)] if total else outputs
-        return total
+            return self.ask(self._modules, inputs)
+
+    def ask(self, modules: Sequence[torch.nn.Module], inputs: Inputs) -> list[torch.Tensor]:
+        """Return each output of ``modules``, shape (modules, points, ...)."""
+        self.passes.forward += len(modules) * points_of(inputs)
+        outputs = [list(call(module, inputs, self.output_names).values()) for module in modules]
+        return [torch.stack(tensors) for tensors in zip(*outputs, strict=True)]
+
+
+def concatenated(parts: Sequence[Answers]) -> list[torch.Tensor]:
+    """Join the answers on successive batches."""
+    return [torch.cat(list(tensors), 1) for tensors in zip(*parts, strict=True)]
 
 
 def working_inputs(calibration: CalibrationInputs) -> dict[str, torch.Tensor]:
@@ -63,12 +69,6 @@ def finished_state(module: torch.nn.Module, original: Original) -> StateDict:
     return state
 
 
-def squared_errors(outputs: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Return the sum of squared differences over all outputs and points, a scalar."""
-    differences = [(left - right).square().sum() for left, right in zip(outputs, wanted, strict=True)]
-    return torch.stack(differences).sum()
-
-
 def points_of(inputs: Inputs) -> int:
     """Return the number of points in a batch."""
     return int(next(iter(inputs.values())).shape[0])
@@ -77,6 +77,11 @@ def points_of(inputs: Inputs) -> int:
 def select(inputs: Inputs, index: torch.Tensor | slice) -> dict[str, torch.Tensor]:
     """Select points."""
     return {name: tensor[index] for name, tensor in inputs.items()}
+
+
+def batches_of(inputs: Inputs, size: int) -> list[dict[str, torch.Tensor]]:
+    """Split points into batches of at most ``size``."""
+    return [select(inputs, slice(start, start + size)) for start in range(0, points_of(inputs), size)]
 
 
 def _widened_module(module: torch.nn.Module) -> torch.nn.Module:

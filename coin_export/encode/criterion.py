@@ -1,0 +1,91 @@
+"""How far decoded outputs are from the originals' own, over every erasure pattern of the code.
+
+With e_r = f_r - sum_j beta_rj f_j, the error of coded model r, original i is decoded as f_i + sum_r w_r e_r, where w
+are the decoder's weights on the coded models that a pattern of lost models leaves: what it takes from originals
+cancels. So the error of every decoded answer follows from the coded models' errors and a table of weights, one row for
+each pattern and each original lost in it. For m = 1 it holds 1/beta_i.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Literal, TypeAlias
+
+import torch
+from torch.nn import functional
+
+from coin_export.code.linear import LinearCode
+
+CriterionName: TypeAlias = Literal["divergence", "error"]
+Answers: TypeAlias = Sequence[torch.Tensor]
+"""For each output, what several models gave: shape (models, points, ...)."""
+
+_MAX_PATTERNS = 200  # of a large code, the patterns of fewest losses
+
+
+class Criterion:
+    """Measures the outputs of all m coded models together."""
+
+    def __init__(self, code: LinearCode, name: CriterionName) -> None:
+        self.name = name
+        self._parities = torch.tensor(code.parities)
+        self._wanted, self._weights = _decodings(code)
+        self._scale = float(self._weights.square().sum(1).mean())
+
+    def __call__(self, coded: Answers, originals: Answers) -> torch.Tensor:
+        """Return the mean over decoded answers, a differentiable scalar.
+
+        ``divergence`` is the Kullback-Leibler divergence, in nats, of the softmax over the last dimension of a decoded
+        output from that of the original's own; outputs whose last dimension is one, of which a softmax says nothing,
+        count by their error. ``error`` is the mean squared error of the decoded outputs over its amplification by the
+        decoder, so that for m = 1 it is that of the coded model.
+
+        Args:
+            coded: outputs of the m coded models.
+            originals: outputs of the k originals on the same points.
+        """
+        pairs = list(zip(coded, originals, strict=True))
+        if self.name == "divergence":
+            return torch.stack([self._divergence(*pair) for pair in pairs]).sum()
+        elements = sum(output[0].numel() for output in coded)
+        return torch.stack([self._squares(*pair) for pair in pairs]).sum() / elements
+
+    def _divergence(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        if coded.ndim < 3 or coded.shape[-1] == 1:
+            return self._squares(coded, originals) / coded[0].numel()
+        own = originals[self._wanted]
+        decoded = own + self._decoded_errors(coded, originals)
+        logs = (functional.log_softmax(decoded, -1), functional.log_softmax(own, -1))
+        divergence = functional.kl_div(*logs, reduction="sum", log_target=True)
+        return divergence / own[..., 0].numel()
+
+    def _squares(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        squares: torch.Tensor = self._decoded_errors(coded, originals).square().sum()
+        return squares / (len(self._weights) * self._scale)
+
+    def _decoded_errors(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
+        """Return sum_r w_r e_r for each row of the table, shape (rows, points, ...)."""
+        wanted = torch.tensordot(self._parities.to(originals.dtype), originals, dims=1)
+        decoded: torch.Tensor = torch.tensordot(self._weights.to(coded.dtype), coded - wanted, dims=1)
+        return decoded
+
+
+def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return, for each pattern and original lost in it, the original's index and the weights on the m coded models."""
+    wanted: list[int] = []
+    weights: list[list[float]] = []
+    for pattern in islice(code.erasure_patterns(), _MAX_PATTERNS):
+        lost = [index for index in pattern if index < code.k]
+        decoding = code.decoding([index for index in range(code.n) if index not in pattern], lost)
+        columns = {source: column for column, source in enumerate(decoding.sources)}
+        for index, row in zip(lost, decoding.weights.tolist(), strict=True):
+            wanted.append(index)
+            weights.append([row[columns[r]] if r in columns else 0.0 for r in range(code.k, code.n)])
+    return torch.tensor(wanted), torch.tensor(weights)
+
+
+def finite(value: float) -> float:
+    """Return the value of a criterion, infinity in place of NaN, so that the least of several can be told."""
+    return value if math.isfinite(value) else math.inf

@@ -1,0 +1,71 @@
+from typing import get_args
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from coin_export.code.design import default_code
+from coin_export.code.linear import LinearCode
+from coin_export.encode.criterion import Criterion, CriterionName
+from coin_export.evaluate.accuracy import decoded_outputs
+
+CODES = [
+    LinearCode.from_rows([[0.2, 0.8]]),
+    LinearCode.from_rows([[0.2, 0.3, 0.5]]),
+    default_code(3, 2),
+    default_code(4, 3),
+]
+
+
+def answers(code: LinearCode, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of coded models and originals."""
+    torch.manual_seed(0)
+    return torch.randn(code.m, *shape, dtype=torch.float64), torch.randn(code.k, *shape, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("code", CODES, ids=lambda code: f"{code.k}+{code.m}")
+@pytest.mark.parametrize("name", get_args(CriterionName))
+def test_it_is_the_mean_over_what_the_client_decodes(code: LinearCode, name: CriterionName) -> None:
+    coded, originals = answers(code, 5, 4)
+    members = [{"y": tensor.numpy()} for tensor in [*originals, *coded]]
+    values, gains = [], []
+    for pattern in code.erasure_patterns():
+        left = [index for index in range(code.n) if index not in pattern]
+        for lost in (index for index in pattern if index < code.k):
+            decoded = torch.from_numpy(np.asarray(decoded_outputs(code, members, pattern, lost)["y"]))
+            logs = decoded.log_softmax(-1), originals[lost].log_softmax(-1)
+            divergence = functional.kl_div(*logs, reduction="batchmean", log_target=True)
+            values.append(divergence if name == "divergence" else (decoded - originals[lost]).square().mean())
+            gains.append(code.decoding(left, [lost]).noise_gain[0])
+    scale = np.mean(np.square(gains)) if name == "error" else 1.0
+    wanted = float(torch.stack(values).mean()) / scale
+    assert float(Criterion(code, name)([coded], [originals])) == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", get_args(CriterionName))
+def test_exact_combinations_have_none(name: CriterionName) -> None:
+    code = default_code(3, 2)
+    _, originals = answers(code, 5, 2, 4)
+    coded = torch.einsum("mk,k...->m...", torch.tensor(code.parities, dtype=torch.float64), originals)
+    assert float(Criterion(code, name)([coded], [originals])) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 1)])
+def test_values_count_by_their_error_since_a_softmax_over_one_says_nothing(shape: tuple[int, ...]) -> None:
+    code = default_code(3, 1)
+    coded, originals = answers(code, *shape)
+    wanted = float((coded[0] - originals.mean(0)).square().mean())
+    for name in get_args(CriterionName):
+        assert float(Criterion(code, name)([coded], [originals])) == pytest.approx(wanted, rel=1e-5)
+
+
+def test_outputs_add_up() -> None:
+    code = default_code(2, 1)
+    first, second = answers(code, 5, 4), answers(code, 5, 2, 3)
+    both = [first[0], second[0]], [first[1], second[1]]
+    divergence, error = Criterion(code, "divergence"), Criterion(code, "error")
+    single = [float(divergence([coded], [own])) for coded, own in (first, second)]
+    assert float(divergence(*both)) == pytest.approx(sum(single))
+    weighted = [float(error([coded], [own])) * coded[0].numel() for coded, own in (first, second)]
+    assert float(error(*both)) == pytest.approx(sum(weighted) / 50)
