@@ -41,7 +41,7 @@ async def test_heads_of_unequal_size_all_the_way(tmp_path: Path) -> None:
         models,
         {"x": inputs},
         tmp_path / "repository",
-        options=BuildOptions(encoder=RefineOptions(steps=200, trial_steps=10), outputs=("logits",)),
+        options=BuildOptions(encoder=RefineOptions(budget=12_800, trial_steps=10), outputs=("logits",)),
         evaluation={name: Labelled(CalibrationInputs({"x": inputs}), values) for name, values in labels.items()},
     )
     assert [report.group.outputs_of(member)[0].shape for member in report.group.members] == [(6,), (2,), (6,)]

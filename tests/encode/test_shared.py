@@ -29,7 +29,7 @@ QUICK: dict[str, EncoderOptions] = {
     "auto": AutoOptions(),
     "distill": DistillOptions(epochs=2),
     "distill from coin": DistillOptions(epochs=2, start="coin"),
-    "refine": RefineOptions(steps=8, trial_steps=2),
+    "refine": RefineOptions(budget=512, trial_steps=2),
 }
 IMAGES = normal_points(20, 2, 5, 5)
 
