@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tritonclient.grpc.aio as triton
 from rich.console import Console
 from rich.table import Table
 
@@ -39,6 +38,7 @@ from coin_export.code.decode import decode
 from coin_export.code.linear import LinearCode
 from coin_export.datasets import bundled
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
+from scripts.bench.bare import BareGather
 from scripts.bench.group import DATA_SETS, INPUT, OUTPUT, coded_group
 from scripts.bench.machine import describe
 from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
@@ -107,39 +107,13 @@ async def compare(
     return tallies
 
 
-class BareGather:
-    """What one would write without this package: one call to each model, all awaited together.
-
-    Args:
-        addresses: of the servers, by model.
-    """
-
-    def __init__(self, addresses: dict[str, str]) -> None:
-        self._clients = {model: triton.InferenceServerClient(address) for model, address in addresses.items()}
-        self._outputs = [triton.InferRequestedOutput(OUTPUT)]
-
-    async def infer(self, image: np.ndarray[Any, Any]) -> dict[str, np.ndarray[Any, Any]]:
-        """Ask every model."""
-        tensor = triton.InferInput(INPUT, image.shape, "FP32")
-        tensor.set_data_from_numpy(image)
-        results = await asyncio.gather(
-            *(client.infer(model, [tensor], outputs=self._outputs) for model, client in self._clients.items())
-        )
-        return {model: result.as_numpy(OUTPUT) for model, result in zip(self._clients, results, strict=True)}
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in self._clients.values():
-            await client.close()
-
-
 async def bench_mode(
     mode: str, addresses: dict[str, str], concurrencies: Sequence[int], size: dict[str, int]
 ) -> list[dict[str, Any]]:
     """Measure one mode at every concurrency."""
     image = bundled.load(DATA_SETS[0]).test_images[:1]
     asked = addresses if mode == "at_once" else {model: addresses[model] for model in DATA_SETS}
-    bare = BareGather(asked)
+    bare = BareGather(asked, INPUT, OUTPUT)
     records = []
     try:
         async with CodedClient(list(addresses.values()), policy=MODES[mode]) as client:

@@ -1,0 +1,72 @@
+"""The records as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scripts.tail.verdict import Row, Spread, Target
+
+_COLUMNS = {
+    "p50_ms": ("p50", ".1f"),
+    "p90_ms": ("p90", ".1f"),
+    "p99_ms": ("p99", ".1f"),
+    "p999_ms": ("p99.9", ".1f"),
+    "max_ms": ("max", ".0f"),
+    "gap_cut": ("gap cut", ".1f"),
+    "extra_request_share": ("extra", ".1%"),
+    "decoded_share": ("decoded", ".1%"),
+    "failed": ("failed", ".0f"),
+    "accuracy": ("accuracy", ".2f"),
+    "client_late_p999_ms": ("client late", ".1f"),
+}
+_WITH_SPREAD = ("p50_ms", "p999_ms", "gap_cut")
+
+
+def results(rows: Sequence[Row]) -> str:
+    """Return one table a scenario: medians over the repeats, and for some columns the smallest and largest."""
+    scenarios = dict.fromkeys(row.scenario for row in rows)
+    return "\n\n".join(
+        _titled(scenario, sorted((row for row in rows if row.scenario == scenario), key=_order))
+        for scenario in scenarios
+    )
+
+
+def verdicts(targets: Iterable[Target]) -> str:
+    """Return the table of targets."""
+    lines = ["| target | reached | |", "|---|---|---|"]
+    lines += [f"| {target.text} | {target.reached} | {'met' if target.met else 'missed'} |" for target in targets]
+    return "\n".join(lines)
+
+
+def replace_between(text: str, name: str, content: str) -> str:
+    """Put ``content`` between the comments ``<!-- name -->`` and ``<!-- end of name -->`` of a page.
+
+    Raises:
+        ValueError: if the page lacks them.
+    """
+    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+    if start not in text or end not in text:
+        raise ValueError(f"the page lacks {start.strip()!r} or {end!r}; put them where the table {name!r} belongs")
+    before, rest = text.split(start, 1)
+    return f"{before}{start}{content}\n{end}{rest.split(end, 1)[1]}"
+
+
+def _titled(scenario: str, rows: Sequence[Row]) -> str:
+    heads = ["policy", *(title for title, _ in _COLUMNS.values())]
+    lines = [f"**{scenario}** ({rows[0].repeats} repeats)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        cells = [f"`{row.policy}`", *(_cell(key, form, row.values.get(key)) for key, (_, form) in _COLUMNS.items())]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(key: str, form: str, spread: Spread | None) -> str:
+    if spread is None:
+        return ""
+    shown = format(spread.median, form)
+    return f"{shown} ({spread.low:{form}} to {spread.high:{form}})" if key in _WITH_SPREAD else shown
+
+
+def _order(row: Row) -> int:
+    order = ("none", "replicas_equal", "replicas_full_hedged", "coded_at_once", "coded_after_p95")
+    return order.index(row.policy)
