@@ -17,7 +17,8 @@ class Budget:
     however slow the servers are. A request that needs more helpers than ``burst`` waits for its own answers.
 
     Not bounded are helping requests in place of a member that failed outright or is known to be down, which did
-    not do its part of the work, and those that go out at once with the request (`AtOnce`), which are no reaction.
+    not do its part of the work; those that go out at once with the request (`AtOnce`), which are no reaction; and
+    those to servers that count as down, which are asked only as a last resort.
 
     Raises:
         UserError: if an attribute is negative or not finite.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -133,7 +133,7 @@ class Fanout:
             while actions:
                 action = actions.popleft()
                 if isinstance(action, Send):
-                    actions.extend(self._send(action.rows, now))
+                    actions.extend(self._send(action, now))
                 elif isinstance(action, Wake):
                     self._set_timer(action.at)
                 else:
@@ -142,14 +142,16 @@ class Fanout:
             # In a callback of the event loop it would be logged, and the caller would wait for ever.
             self.outcome.set_exception(error)
 
-    def _send(self, rows: Sequence[int], now: float) -> list[Action]:
+    def _send(self, send: Send, now: float) -> list[Action]:
         actions: list[Action] = []
-        for row in rows:
-            server = self._pool.route(row)
+        for row in send.rows:
+            server = self._pool.route(row, send.though_down)
             if server is None:
                 self.failures[row] = self._pool.why_no_route(row)
-                actions += self._gather.failed(row, now)
+                told = self._gather.failed if send.though_down else self._gather.withheld
+                actions += told(row, now)
             elif not self._gather.ended:
+                self.failures.pop(row, None)  # it was withheld before
                 watch, options = None, self.request.options
                 if self._watch is not None:
                     watch, options = self._watch.send(row, server, now)

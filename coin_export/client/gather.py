@@ -10,7 +10,7 @@ Times are seconds on one clock of the driver's choice that never goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -21,9 +21,14 @@ from coin_export.code.linear import Decoding, LinearCode
 
 
 class Send(NamedTuple):
-    """Ask these members; report each of them by `Gather.arrived` or `Gather.failed`."""
+    """Ask these members; report each of them by `Gather.arrived` or `Gather.failed`.
+
+    A member whose servers all count as down is not asked, and reported by `Gather.withheld`; unless ``though_down``
+    says to ask it as a last resort.
+    """
 
     rows: tuple[int, ...]
+    though_down: bool = False
 
 
 class Wake(NamedTuple):
@@ -98,10 +103,11 @@ class Gather:
         self._failed: set[int] = set()
         self._missing = set(wanted)
         self._askable = set(range(code.n))  # not asked yet
+        self._withheld: set[int] = set()  # not asked, as their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
         self._help_at = self._late_after(started, len(self._wanted))
         self._helped_at = started
-        self._fell_out = False  # whether a member has failed since help was last thought about
+        self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
         self.ended = False
@@ -117,7 +123,7 @@ class Gather:
         self._memory.bucket.earn(len(self._wanted))
         at_once = self._help_at <= self.started
         rows = tuple(range(self._code.n)) if at_once else self._wanted
-        return [self._ask(rows, self._help_at), *self._wake()]
+        return [self._ask(Send(rows), self._help_at), *self._wake()]
 
     def arrived(self, row: int, now: float) -> list[Action]:
         """Tell that a usable answer of a member that was asked has arrived, also if it is too late."""
@@ -141,6 +147,15 @@ class Gather:
         self._fell_out = True
         return self._proceed(now)
 
+    def withheld(self, row: int, now: float) -> list[Action]:
+        """Tell that a member was not asked, as its servers count as down; it may be asked as a last resort."""
+        if self.ended:
+            return []
+        self._withheld.add(row)
+        self._late_at.pop(row, None)
+        self._fell_out = True
+        return self._proceed(now)
+
     def overtaken(self, row: int, now: float) -> None:
         """Tell that a call was ended unanswered, as the request had ended: it would have taken longer than this."""
         self._learn(row, now)
@@ -158,13 +173,13 @@ class Gather:
         if self._decode_at is None and self._decodable(self._arrived):
             self._decode_at = self._policy.decode.decode_at(self._helped_at, now)
         if self._decode_at is not None:
-            nothing_to_wait_for = self._missing <= self._failed
+            nothing_to_wait_for = self._missing.isdisjoint(self._late_at)
             if nothing_to_wait_for or now >= min(self._decode_at, self._deadline):
                 return self._finish()
             return self._wake()
         if now >= self._deadline:
             return self._give_up(Cause.DEADLINE)
-        if self._askable and (self._fell_out or now >= self._help_at):
+        if (self._askable or self._withheld) and (self._fell_out or now >= self._help_at):
             return [*self._help(now), *self._wake()]
         return self._wake()
 
@@ -178,34 +193,43 @@ class Gather:
     def _help(self, now: float) -> list[Action]:
         """Ask the fewest members that make up for those that failed, then, within the budget, for those late."""
         self._fell_out = False
-        actions = self._replace(now)
+        actions = self._ask_for_help(self._helpers(self._arrived.union(self._late_at), frozenset()), now)
         late = frozenset(row for row, at in self._late_at.items() if at <= now)
-        expected = self._arrived.union(self._late_at) - late
-        rows = self._helpers(expected, late)
+        rows = self._helpers(self._arrived.union(self._late_at) - late, late)
         self._help_at = math.inf
-        if rows and self._memory.bucket.spend(len(rows)):
-            actions.append(self._ask_for_help(rows, now))
-        elif rows:
+        if self._memory.bucket.spend(len(rows - self._withheld)):
+            actions += self._ask_for_help(rows, now)
+        else:
             self.refusals += 1
             self._help_at = now + (now - self.started)  # try again after as long again
         self._help_at = min([self._help_at, *(at for at in self._late_at.values() if at > now)])
         return actions
 
-    def _replace(self, now: float) -> list[Action]:
-        rows = self._helpers(self._arrived.union(self._late_at), frozenset())
-        return [self._ask_for_help(rows, now)] if rows else []
+    def _helpers(self, expected: set[int], late: frozenset[int]) -> set[int]:
+        """Choose among the members not asked yet; all those withheld too if without them the choice may not suffice."""
+        given, askable = frozenset(expected), frozenset(self._askable)
+        rows = set(helpers(self._code, self._wanted, given, late, askable))
+        if self._withheld and not self._decodable(expected | rows):
+            rows = set(helpers(self._code, self._wanted, given, late, askable | self._withheld))
+            if rows & self._withheld:
+                rows |= self._withheld  # one of them may be down indeed
+        return rows
 
-    def _helpers(self, expected: Iterable[int], late: frozenset[int]) -> tuple[int, ...]:
-        return helpers(self._code, self._wanted, frozenset(expected), late, frozenset(self._askable))
-
-    def _ask_for_help(self, rows: tuple[int, ...], now: float) -> Send:
+    def _ask_for_help(self, rows: set[int], now: float) -> list[Action]:
+        if not rows:
+            return []
         self._helped_at = now
-        return self._ask(rows, self._late_after(now, len(rows)))
+        late_at = self._late_after(now, len(rows))
+        last_resort = tuple(sorted(rows & self._withheld))
+        usual = tuple(sorted(rows - self._withheld))
+        self._withheld.difference_update(last_resort)
+        asked = (Send(usual), Send(last_resort, though_down=True))
+        return [self._ask(send, late_at) for send in asked if send.rows]
 
-    def _ask(self, rows: tuple[int, ...], late_at: float) -> Send:
-        self._askable.difference_update(rows)
-        self._late_at.update(dict.fromkeys(rows, late_at))
-        return Send(rows)
+    def _ask(self, send: Send, late_at: float) -> Send:
+        self._askable.difference_update(send.rows)
+        self._late_at.update(dict.fromkeys(send.rows, late_at))
+        return send
 
     def _late_after(self, asked: float, calls: int) -> float:
         """Return when ``calls`` calls count as late; the same patience holds for helping calls as for the first."""
@@ -219,7 +243,7 @@ class Gather:
         at = self._deadline
         if self._decode_at is not None:
             at = min(at, self._decode_at)
-        elif self._askable:
+        elif self._askable or self._withheld:
             at = min(at, self._help_at)
         if at == self._wake_at:
             return []

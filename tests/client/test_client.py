@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,13 @@ from coin_export.client import (
     AtDeadline,
     CodedClient,
     Limits,
+    OnlyWhenDown,
     Policy,
     Source,
+    TransportOptions,
 )
+from coin_export.client.transport import Reply as TransportReply
+from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.linear import LinearCode
 from coin_export.errors import ClientError, RequestError, UndecodableError
 from tests.client.fake_triton import (
@@ -272,15 +278,52 @@ async def test_a_server_that_comes_back_with_another_build_is_not_decoded_with_t
             await client.infer({"input": BATCH})
 
 
-async def test_a_dead_server_costs_look_ups_and_not_a_call_per_request(caplog: pytest.LogCaptureFixture) -> None:
-    servers = one_each(GROUP)
-    async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
+class CountingTransport(GrpcTransport):
+    """Counts the requests that are sent to each server, dead ones too."""
+
+    def __init__(self, asked: Counter[str], address: str, options: TransportOptions) -> None:
+        super().__init__(address, options)
+        self._asked = asked
+
+    async def infer(self, *args: Any, **kwargs: Any) -> TransportReply:
+        self._asked[self.address] += 1
+        return await super().infer(*args, **kwargs)
+
+
+async def test_a_dead_server_costs_look_ups_and_is_asked_again_only_as_a_last_resort(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    servers, asked = one_each(GROUP), Counter[str]()
+    policy = Policy(OnlyWhenDown(), AfterGrace(at_least_s=30.0))
+    transport = partial(CountingTransport, asked)
+    limits = Limits(close_s=0.05, lookup_interval_s=3600)
+    async with (
+        started(*servers) as addresses,
+        CodedClient(addresses, limits=limits, policy=policy, make_transport=transport) as client,
+    ):
         await servers[0].stop()
         await ask_until(client, lambda _: "counts as down" in caplog.text)
+        before = asked[addresses[0]]
+        for _ in range(5):
+            assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
+        assert asked[addresses[0]] == before
         servers[1].reply = aborting("INTERNAL", "out of memory")
-        with pytest.raises(UndecodableError) as caught:
+        with pytest.raises(UndecodableError, match="too many members failed") as caught:
             await client.infer({"input": BATCH})
-        assert "metadata: UNAVAILABLE" in caught.value.failures["a"]  # the look-up's failure: it was not asked again
+        assert asked[addresses[0]] == before + 1 and "model 'a': UNAVAILABLE" in caught.value.failures["a"]
+
+
+async def test_no_request_is_lost_because_a_server_counts_as_down_wrongly(caplog: pytest.LogCaptureFixture) -> None:
+    servers = one_each(GROUP)
+    limits = Limits(misses_in_a_row=1, close_s=0.05, lookup_interval_s=3600)
+    async with started(*servers) as addresses, CodedClient(addresses, limits=limits, policy=PATIENT) as client:
+        servers[0].reply = aborting("INTERNAL", "out of memory")
+        await client.infer({"input": BATCH})
+        await ask_until(client, lambda _: "counts as down" in caplog.text)
+        servers[0].reply = None
+        servers[1].reply = aborting("INTERNAL", "out of memory")
+        answers = await client.infer({"input": BATCH})
+        assert answers["a"].source is Source.DIRECT and answers["b"].source is Source.DECODED
 
 
 async def test_a_full_queue_does_not_put_a_server_out_of_use() -> None:

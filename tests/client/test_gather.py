@@ -179,6 +179,43 @@ def test_the_replica_of_an_original_that_answered_is_never_asked() -> None:
     assert failing is not None and set(failing.sent_at) == {0, 1, 3} and failing.ended_at == 0.004
 
 
+def test_a_member_that_counts_as_down_is_not_asked_while_others_suffice() -> None:
+    found = run(PAIR, (0, 1), HELD_BACK, [Fate(0.002), Fate(0.001, down=True), Fate(0.004)])
+    assert found is not None and found.sent_at == {0: 0.0, 2: 0.0} and found.ended_at == 0.004
+
+
+def test_an_original_that_counts_as_down_is_decoded_without_grace() -> None:
+    policy = Policy(AfterDelay(0.010), AfterGrace(10.0))
+    assert ended(run(PAIR, (0, 1), policy, [Fate(0.002), Fate(0.001, down=True), Fate(0.004)])) == 0.004
+
+
+def test_members_that_count_as_down_are_asked_at_once_when_the_others_cannot_suffice() -> None:
+    down = Fate(0.003, down=True)
+    found = run(PAIR, (0, 1), HELD_BACK, [down, Fate(0.001, down=True), Fate(0.004)])
+    assert found is not None and found.sent_at == {0: 0.0, 1: 0.0, 2: 0.0}
+    assert finish_of(found).direct == (0, 1) and found.ended_at == 0.003
+    failing = run(PAIR, (0, 1), HELD_BACK, [Fate(0.001, fails=True), down, Fate(0.004)])
+    assert failing is not None and failing.sent_at[1] == 0.001 and failing.ended_at == 0.004
+
+
+def test_members_that_count_as_down_are_asked_when_the_others_are_late() -> None:
+    found = run(PAIR, (0, 1), HELD_BACK, [NEVER, Fate(0.003, down=True), Fate(0.004)], deadline=0.5)
+    assert found is not None and found.sent_at == {0: 0.0, 2: 0.0, 1: 0.010}
+    assert finish_of(found).direct == (1,) and found.ended_at == pytest.approx(0.013)
+
+
+def test_a_last_resort_that_fails_ends_the_request() -> None:
+    fates = [Fate(0.002), Fate(0.001, fails=True, down=True), Fate(0.001, fails=True, down=True)]
+    found = run(PAIR, (0, 1), HELD_BACK, fates, deadline=5.0)
+    assert found is not None and found.outcome == GiveUp(Cause.TOO_FEW) and found.ended_at == 0.001
+
+
+def test_the_last_resort_is_not_bounded_by_the_budget() -> None:
+    policy = Policy(AfterDelay(0.010), AsSoonAsDecodable(), Budget(0.0, 0.0))
+    found = run(PAIR, (0, 1), policy, [NEVER, Fate(0.003, down=True), Fate(0.004)], deadline=0.5)
+    assert ended(found) == pytest.approx(0.013)
+
+
 def test_the_grace_counts_from_when_help_was_asked_for() -> None:
     policy = Policy(AfterDelay(0.100), AfterGrace(at_least_s=0.002, share=1.0))
     assert ended(run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.110)
@@ -211,7 +248,7 @@ codes = st.sampled_from(
     [PAIR, vandermonde(2, 2), vandermonde(3, 1), vandermonde(3, 2), vandermonde(5, 3), REPLICAS, SPARSE]
 )
 times = st.sampled_from([0.0, 0.001, 0.002, 0.003, 0.005, 0.008, 0.013, 0.021, math.inf]) | st.floats(0, 1)
-fates = st.builds(Fate, times, st.booleans())
+fates = st.builds(Fate, times, st.booleans(), st.booleans())
 coded_timings = st.sampled_from([AtOnce(), OnlyWhenDown(), AfterQuantile()]) | st.builds(
     AfterDelay, st.sampled_from([0.0, 0.002, 0.05])
 )
@@ -248,15 +285,23 @@ def test_every_request_ends_once_and_for_a_reason(
         check_finish(code, wanted, found, found.outcome)
         check_time(code, wanted, policy, found, found.outcome, deadline)
     elif found.outcome.cause is Cause.DEADLINE:
+        check_last_resort(code, wanted, policy, found)
         assert found.ended_at == deadline and not code.decodable(found.arrived_at, wanted)
     else:
         assert not code.decodable([row for row in range(code.n) if row not in found.failed_at], wanted)
 
 
+def check_last_resort(code: LinearCode, wanted: tuple[int, ...], policy: Policy, found: Run) -> None:
+    """No request is lost while a member that counts as down was not asked although it might have helped."""
+    withheld = set(found.withheld_at) - set(found.sent_at)
+    if policy.coded != OnlyWhenDown():
+        assert not code.decodable(withheld.union(found.arrived_at), wanted)
+
+
 def check_helpers(code: LinearCode, wanted: tuple[int, ...], found: Run) -> None:
     """With all originals wanted, never more helpers are asked at a time than originals are missing then."""
     for at in set(found.sent_at.values()) - {0.0}:
-        helping = [row for row, sent in found.sent_at.items() if sent == at and row not in wanted]
+        helping = [row for row, sent in found.sent_at.items() if sent == at and row not in found.withheld_at]
         missing = [row for row in wanted if found.arrived_at.get(row, math.inf) >= at]
         assert len(wanted) < code.k or len(helping) <= len(missing)
 
@@ -298,5 +343,6 @@ def check_time(
     )
     helped = max(found.sent_at.values())
     due = min(policy.decode.decode_at(helped, decodable), deadline)
-    settled = max((found.arrived_at | found.failed_at).get(row, math.inf) for row in wanted)
+    not_asked = {row: at for row, at in found.withheld_at.items() if row not in found.sent_at}
+    settled = max((found.arrived_at | found.failed_at | not_asked).get(row, math.inf) for row in wanted)
     assert found.ended_at == min(due, max(decodable, settled))

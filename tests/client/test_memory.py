@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coin_export.client import AfterDelay, AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, Budget, Policy
 from coin_export.client.budget import TokenBucket
-from coin_export.client.gather import Finish, Gather
+from coin_export.client.gather import Finish, Gather, Send
 from coin_export.client.latency import CAPACITY, Latencies
 from coin_export.client.memory import Memory
 from coin_export.code.design import default_code
@@ -167,11 +167,11 @@ def test_a_request_that_was_refused_help_asks_again_later() -> None:
     second = Gather(PAIR, (0, 1), policy, memory, 0.0)
     assert [action.__class__.__name__ for action in first.start()] == ["Send", "Wake"]
     second.start()
-    assert first.woken(1.0)[0] == ((2,),)
+    assert first.woken(1.0)[0] == Send((2,))
     (wake,) = second.woken(1.0)
     assert wake == (2.0,)
     Gather(PAIR, (0, 1), policy, memory, 1.5).start()  # earns what the second one needs
-    assert second.woken(2.0)[0] == ((2,),)
+    assert second.woken(2.0)[0] == Send((2,))
 
 
 def test_late_and_cancelled_calls_teach_and_helpers_do_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,10 +16,14 @@ from coin_export.code.linear import LinearCode
 
 @dataclass(frozen=True)
 class Fate:
-    """What becomes of a member's call, ``after`` seconds from its sending; infinite for never."""
+    """What becomes of a member's call, ``after`` seconds from its sending; infinite for never.
+
+    A member that counts as ``down`` is asked only as a last resort.
+    """
 
     after: float
     fails: bool = False
+    down: bool = False
 
 
 @dataclass
@@ -30,6 +35,7 @@ class Run:
     arrived_at: dict[int, float]
     failed_at: dict[int, float]
     sent_at: dict[int, float]
+    withheld_at: dict[int, float]
     late_actions: list[Action] = field(default_factory=list)
 
 
@@ -50,13 +56,21 @@ def run(
     sent: dict[int, float] = {}
     arrived: dict[int, float] = {}
     failed: dict[int, float] = {}
+    withheld: dict[int, float] = {}
     wake = math.inf
 
     def carry_out(actions: Sequence[Action], now: float) -> None:
         nonlocal wake
-        for action in actions:
+        pending = deque(actions)
+        while pending:
+            action = pending.popleft()
             if isinstance(action, Send):
                 for row in action.rows:
+                    if fates[row].down and not action.though_down:
+                        assert row not in withheld, "a member was withheld twice"
+                        withheld[row] = now
+                        pending.extend(gather.withheld(row, now))
+                        continue
                     assert row not in sent, "a member was asked twice"
                     sent[row] = now
                     heapq.heappush(events, (now + fates[row].after, row))
@@ -79,4 +93,12 @@ def run(
         carry_out(gather.failed(row, at) if fates[row].fails else gather.arrived(row, at), at)
     (outcome, ended_at), *others = ends
     late = [action for _, row in events for action in (*gather.arrived(row, at), *gather.failed(row, at))]
-    return Run(outcome, ended_at, arrived, failed, sent, [*(end for end, _ in others), *late, *gather.woken(at + 1)])
+    return Run(
+        outcome,
+        ended_at,
+        arrived,
+        failed,
+        sent,
+        withheld,
+        [*(end for end, _ in others), *late, *gather.woken(at + 1)],
+    )
