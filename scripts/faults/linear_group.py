@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from coin_export.client import Answers, Source
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Member, Tensor
 from coin_export.export.onnx_file import file_digest
@@ -54,6 +55,19 @@ class LinearGroup:
     def truth(self, member: str, inputs: Array) -> Array:
         """Return a member's own answer."""
         return inputs @ self.weights[member]
+
+    def check(self, inputs: Array, answers: Answers) -> None:
+        """Check a request's answers: a direct one to the bit, a decoded one closely.
+
+        Raises:
+            AssertionError: if one is wrong.
+        """
+        for name, answer in answers.items():
+            found, truth = answer.outputs[OUTPUT], self.truth(name, inputs)
+            if answer.source is Source.DIRECT:
+                np.testing.assert_array_equal(found, truth)
+            else:
+                np.testing.assert_allclose(found, truth, rtol=1e-4, atol=1e-3)
 
 
 def random_inputs(random: np.random.Generator, batch: int = 2) -> Array:
