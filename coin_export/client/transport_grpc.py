@@ -23,6 +23,8 @@ from coin_export.errors import TransportError
 T = TypeVar("T")
 
 CANCEL_SINCE = (2, 59)  # Triton 25.06
+# What reading an answer raises that is not what Triton sends; gRPC itself hands over None in place of such a one.
+_UNREADABLE = (ValueError, TypeError, AttributeError)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _CHANNEL_ARGS: dict[str, int | str] = {
     "grpc.max_send_message_length": _MAX_MESSAGE_BYTES,
@@ -127,7 +129,7 @@ class GrpcTransport(Transport):
         )
         try:
             arrays = {name: result.as_numpy(name) for name in names}
-        except (ValueError, TypeError, struct.error) as error:
+        except (*_UNREADABLE, struct.error) as error:
             raise self._error(f"model {model!r}", f"its answer cannot be read: {error}") from error
         version = str(result.get_response().model_version)
         return Reply({name: array for name, array in arrays.items() if array is not None}, version)
@@ -138,15 +140,18 @@ class GrpcTransport(Transport):
 
     async def _call(self, what: str, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
         try:
-            return await method(*args, **{"headers": self._headers, **options})
+            answer = await method(*args, **{"headers": self._headers, **options})
         except InferenceServerException as error:
             status = str(error.status() or "no status").removeprefix("StatusCode.")
             if status == "UNAVAILABLE":
                 self._version = None
             kind = RefusedError if status == "INVALID_ARGUMENT" else TransportError
             raise self._error(what, f"{status}: {error.message()}", kind) from error
-        except (grpc.RpcError, grpc.aio.BaseError, ValueError, TypeError) as error:
+        except (grpc.RpcError, grpc.aio.BaseError, *_UNREADABLE) as error:
             raise self._error(what, f"{type(error).__name__}: {error}") from error
+        if answer is None:
+            raise self._error(what, "its answer is not of Triton's protocol")
+        return answer
 
     def _error(self, what: str, cause: str, kind: type[TransportError] = TransportError) -> TransportError:
         return kind(f"server {self.address}, {what}: {cause}", address=self.address)

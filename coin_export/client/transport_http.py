@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import zlib
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
+import numpy as np
 import tritonclient.http.aio as triton
 from tritonclient.utils import InferenceServerException
 
@@ -23,7 +25,8 @@ T = TypeVar("T")
 # Questions about the server itself; a connection that hangs is given up, and the next look-up makes a new one.
 _QUESTION_S = 10.0
 # What reading an answer raises that is not what Triton sends: tritonclient takes its form for granted.
-_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError)
+_UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError, zlib.error)
+_FLOATING = ("FP16", "FP32", "FP64")
 
 
 class HttpTransport(Transport):
@@ -119,7 +122,7 @@ class HttpTransport(Transport):
         )
         result = await self._call(f"model {model!r}", work)
         try:
-            arrays = {name: result.as_numpy(name) for name in names}
+            arrays = {name: _array(result, name) for name in names}
             version = str(result.get_response().get("model_version", ""))
         except _UNREADABLE as error:
             raise self._error(f"model {model!r}", f"its answer cannot be read: {error!r}") from error
@@ -148,6 +151,18 @@ class HttpTransport(Transport):
 
     def _error(self, what: str, cause: str, kind: type[TransportError] = TransportError) -> TransportError:
         return kind(f"server {self.address}, {what}: {cause}", address=self.address)
+
+
+def _array(result: triton.InferResult, name: str) -> Array | None:
+    tensor = result.get_output(name)
+    if tensor is None:
+        return None
+    # Numbers written out in JSON are converted by numpy, which warns of integers that do not fit their type.
+    if "data" in tensor and tensor["datatype"] not in _FLOATING:
+        raise TypeError(f"output {name!r} is {tensor['datatype']}, not one of {_FLOATING}")
+    with np.errstate(over="ignore", invalid="ignore"):  # what is too large is infinite, and found out as that
+        array: Array = result.as_numpy(name)
+    return array
 
 
 def _field(what: str, answer: object, key: str, address: str) -> object:

@@ -30,8 +30,13 @@ def decode(
 
     Returns:
         One array per entry of ``decoding.wanted``, of the outputs' dtype. Where an original arrived itself, its
-        array is returned as it is, not a copy.
+        array is returned as it is, not a copy. What is too large for the dtype becomes infinite, without a warning.
     """
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _decode(decoding, outputs, shapes)
+
+
+def _decode(decoding: Decoding, outputs: Sequence[Array], shapes: Sequence[tuple[int, ...]] | None) -> list[Array]:
     if shapes is None:
         return [_weighted_sum(row, outputs) for row in decoding.weights]
     wanted = [_whole_shape(shape, outputs) for shape in shapes]
@@ -55,7 +60,7 @@ def _weighted_sum(weights: npt.NDArray[np.float64], outputs: Sequence[Array]) ->
     total = np.multiply(output, weight, dtype=np.result_type(output.dtype, np.float32))
     scratch = np.empty_like(total)
     for weight, output in terms[1:]:
-        total += np.multiply(output, weight, out=scratch)
+        total += np.multiply(output, weight, out=scratch, dtype=total.dtype)
     return total.astype(output.dtype, copy=False)
 
 
