@@ -47,7 +47,7 @@ class Answer:
     """One model's answer; offers what tritonclient's ``InferResult`` does, decoded or not.
 
     Attributes:
-        model: the model's name.
+        model: the model's name; the group's for the mean of its originals.
         outputs: by output name; a direct answer's arrays are read-only views of the received message.
         source: from the model itself, or decoded from the others.
         noise_gain: by how much decoding amplified the coding error; 0 for a direct answer.

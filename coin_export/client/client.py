@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import math
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from coin_export.client.answer import Answers, Array
+from coin_export.client.answer import Answer, Answers, Array
+from coin_export.client.arguments import check_addresses, check_deadline, combination, wanted_rows
 from coin_export.client.discovery import Topology
 from coin_export.client.fanout import Fanout, Request
 from coin_export.client.gather import Finish, Gather
 from coin_export.client.memory import Memory
 from coin_export.client.observer import Observer, Observers
-from coin_export.client.outcome import answers, undecodable
+from coin_export.client.outcome import answers, mean, undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.server import Limits
@@ -25,12 +24,23 @@ from coin_export.client.transport import Parameter, RequestOptions, Transport, T
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.client.watch import RequestWatch
 from coin_export.code.manifest import Group
-from coin_export.errors import ClientError, DiscoveryError, RequestError
+from coin_export.errors import ClientError
 
 DEFAULT_POLICY = Policy()
 DEFAULT_LIMITS = Limits()
 DEFAULT_TRANSPORT = TransportOptions()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+_Result = Callable[[Group, Fanout, Finish], Answers]
+
+
+class _Goal(NamedTuple):
+    """What is asked for: the originals that it needs, a combination of them or themselves, and how it is returned."""
+
+    rows: tuple[int, ...]
+    combination: tuple[float, ...] | None
+    result: _Result
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +88,7 @@ class CodedClient:
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
         observers: Sequence[Observer] = (),
     ) -> None:
-        self._addresses = _check_addresses(addresses)
+        self._addresses = check_addresses(addresses)
         self._group_name = group
         self._policy = policy
         self._limits = limits
@@ -169,23 +179,76 @@ class CodedClient:
             UndecodableError: if too few members answered in time, or too many failed for any to suffice.
             ClientError: if the client is not connected.
         """
+        rows = wanted_rows(self._connected.group, wanted)
+        options = RequestOptions(request_id, priority, timeout, headers, parameters)
+        return await self._ask(inputs, _Goal(rows, None, answers), deadline, options)
+
+    async def infer_mean(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        weights: Mapping[str, float] | None = None,
+        deadline: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        timeout: int | None = None,
+        headers: Mapping[str, str] = NOTHING,
+        parameters: Mapping[str, Parameter] = NOTHING,
+    ) -> Answer:
+        """Ask the group for the weighted mean of the originals' outputs.
+
+        The mean is taken in the space that was coded: of logits, probabilities or values, as the group's
+        ``code_space`` says. Outputs of originals with fewer classes count as zero where they end. When answers are
+        missing, the mean follows from the coded models; where its weights are a coded model's own coefficients, that
+        model's answer is the mean, and no other is needed.
+
+        Args:
+            inputs: as for `infer`, like the arguments that are not named here.
+            weights: by original; divided by their sum. An original that is not named has weight zero. All are equal
+                when not given.
+            deadline: seconds after which the request ends.
+            request_id: of the request.
+            priority: of the request.
+            timeout: of the request.
+            headers: of the request.
+            parameters: of the request.
+
+        Returns:
+            The mean, named like the group: direct if it was taken of the originals' own answers.
+
+        Raises:
+            RequestError: as `infer`; also if the weights are no usable ones.
+            UndecodableError: if what arrived in time does not determine the mean.
+            ClientError: if the client is not connected.
+        """
+        group = self._connected.group
+        coefficients = combination(group, weights)
+        rows = tuple(row for row, coefficient in enumerate(coefficients) if coefficient)
+        options = RequestOptions(request_id, priority, timeout, headers, parameters)
+        found = await self._ask(inputs, _Goal(rows, coefficients, mean), deadline, options)
+        return found[group.name]
+
+    async def _ask(
+        self, inputs: Mapping[str, Array], goal: _Goal, deadline: float | None, options: RequestOptions
+    ) -> Answers:
         started = asyncio.get_running_loop().time()
         connection = self._connected
-        options = RequestOptions(request_id, priority, timeout, headers, parameters)
         batch = connection.signature.check_request(inputs)
-        rows = _wanted_rows(connection.group, wanted)
-        ends = started + _check_deadline(deadline)
-        gather = Gather(connection.group.code, rows, self._policy, connection.memory, started, ends)
+        ends = started + check_deadline(deadline)
+        gather = Gather(
+            connection.group.code, goal.rows, self._policy, connection.memory, started, ends, goal.combination
+        )
         connection.pool.look_up_suspects()
         encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
         request = Request(encoded, batch, options)
         if not self._observers:
-            return await _run(connection.group, Fanout(gather, connection.pool, connection.signature, request))
-        watch = RequestWatch(self._observers, connection.group, rows, batch, options, started, ends)
+            fanout = Fanout(gather, connection.pool, connection.signature, request)
+            return await _run(connection.group, fanout, goal.result)
+        watch = RequestWatch(self._observers, connection.group, goal.rows, batch, options, started, ends)
         fanout = Fanout(gather, connection.pool, connection.signature, request, watch)
         found, problem = None, None
         try:
-            found = await _run(connection.group, fanout)
+            found = await _run(connection.group, fanout, goal.result)
             return found
         except BaseException as error:
             problem = error
@@ -201,40 +264,12 @@ class CodedClient:
         return self._connection
 
 
-async def _run(group: Group, fanout: Fanout) -> Answers:
+async def _run(group: Group, fanout: Fanout, result: _Result) -> Answers:
     try:
         fanout.start()
         outcome = await fanout.outcome
     finally:
         fanout.close()
     if isinstance(outcome, Finish):
-        return answers(group, fanout, outcome)
+        return result(group, fanout, outcome)
     raise undecodable(group, fanout, outcome.cause)
-
-
-def _check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(addresses, str) or not addresses:
-        raise DiscoveryError(f"the addresses are {addresses!r}; give a list with one 'host:port' per server")
-    for address in addresses:
-        if not re.fullmatch(r"[^/\s]+:\d+", address):
-            raise DiscoveryError(
-                f"address {address!r} is not 'host:port'; give the port of Triton's gRPC (8001 by default) or HTTP"
-            )
-    return tuple(dict.fromkeys(addresses))
-
-
-def _check_deadline(deadline: float | None) -> float:
-    if deadline is None:
-        return math.inf
-    if not deadline > 0:
-        raise RequestError(f"the deadline is {deadline}; give a positive number of seconds, or None for no deadline")
-    return deadline
-
-
-def _wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]:
-    originals = [member.name for member in group.originals]
-    if wanted is None:
-        return tuple(range(len(originals)))
-    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(originals):
-        raise RequestError(f"wanted is {wanted!r}; give a list of one or more of {originals}")
-    return tuple(row for row, name in enumerate(originals) if name in wanted)

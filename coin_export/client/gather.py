@@ -17,7 +17,7 @@ from typing import NamedTuple
 from coin_export.client.memory import Memory
 from coin_export.client.policy import Begun, Policy
 from coin_export.code.helping import helpers
-from coin_export.code.linear import Decoding, LinearCode
+from coin_export.code.linear import Decoding, LinearCode, Wanted
 
 
 class Send(NamedTuple):
@@ -41,8 +41,8 @@ class Finish(NamedTuple):
     """The request succeeded.
 
     Attributes:
-        direct: the wanted originals that arrived themselves.
-        decoding: how the other wanted originals follow from what arrived; None when there are none.
+        direct: the wanted originals that arrived themselves; none when a combination is wanted.
+        decoding: how the other wanted originals, or the combination, follow from what arrived; None if there are none.
         erased: all members that did not arrive, asked or not; empty when nothing is decoded.
     """
 
@@ -72,11 +72,13 @@ class Gather:
 
     Args:
         code: the group's code.
-        wanted: the originals whose answers are asked for.
+        wanted: the originals whose answers are asked for, or that the combination needs.
         policy: when to send and when to decode.
         memory: of earlier requests; learns from this one, also from what is told after its end.
         started: when the request began.
         deadline: when it must have ended; infinite for never.
+        combination: k coefficients; not the wanted originals themselves are asked for then, but this combination of
+            them, which is direct when all of them have arrived.
 
     Attributes:
         started: when the request began.
@@ -92,9 +94,11 @@ class Gather:
         memory: Memory,
         started: float,
         deadline: float = math.inf,
+        combination: tuple[float, ...] | None = None,
     ) -> None:
         self._code = code
         self._wanted = tuple(wanted)
+        self._goal: tuple[Wanted, ...] = self._wanted if combination is None else (combination,)
         self._policy = policy
         self._memory = memory
         self.started = started
@@ -186,9 +190,9 @@ class Gather:
     def _decodable(self, rows: set[int]) -> bool:
         """Tell whether ``rows`` determine what is wanted; a count rules out most sets without any algebra."""
         coded = sum(row >= self._code.k for row in rows)
-        if coded < sum(row not in rows for row in self._missing):
+        if coded < min(sum(row not in rows for row in self._missing), len(self._goal)):
             return False
-        return self._code.decodable(rows, self._wanted)
+        return self._code.decodable(rows, self._goal)
 
     def _help(self, now: float) -> list[Action]:
         """Ask the fewest members that make up for those that failed, then, within the budget, for those late."""
@@ -208,9 +212,9 @@ class Gather:
     def _helpers(self, expected: set[int], late: frozenset[int]) -> set[int]:
         """Choose among the members not asked yet; all those withheld too if without them the choice may not suffice."""
         given, askable = frozenset(expected), frozenset(self._askable)
-        rows = set(helpers(self._code, self._wanted, given, late, askable))
+        rows = set(helpers(self._code, self._goal, given, late, askable))
         if self._withheld and not self._decodable(expected | rows):
-            rows = set(helpers(self._code, self._wanted, given, late, askable | self._withheld))
+            rows = set(helpers(self._code, self._goal, given, late, askable | self._withheld))
             if rows & self._withheld:
                 rows |= self._withheld  # one of them may be down indeed
         return rows
@@ -252,12 +256,13 @@ class Gather:
 
     def _finish(self) -> list[Action]:
         self.ended = True
-        if not self._missing:
+        complete, combined = not self._missing, self._goal != self._wanted
+        if complete and not combined:
             return [Finish(self._wanted, None, ())]
-        direct = tuple(row for row in self._wanted if row in self._arrived)
-        missing = tuple(row for row in self._wanted if row in self._missing)
-        erased = tuple(row for row in range(self._code.n) if row not in self._arrived)
-        return [Finish(direct, self._code.decoding(self._arrived, missing), erased)]
+        direct = () if combined else tuple(row for row in self._wanted if row in self._arrived)
+        erased = () if complete else tuple(row for row in range(self._code.n) if row not in self._arrived)
+        goal = tuple(item for item in self._goal if item not in direct)
+        return [Finish(direct, self._code.decoding(self._arrived, goal), erased)]
 
     def _give_up(self, cause: Cause) -> list[Action]:
         self.ended = True

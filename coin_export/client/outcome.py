@@ -23,6 +23,30 @@ def answers(group: Group, fanout: Fanout, finish: Finish) -> Answers:
     return Answers({found[row].model: found[row] for row in sorted(found)})
 
 
+def mean(group: Group, fanout: Fanout, finish: Finish) -> Answers:
+    """Return the combination that was asked for under the group's name; direct if no coded answer took part."""
+    decoding = finish.decoding
+    assert decoding is not None
+    began = time.perf_counter()
+    outputs = {
+        tensor.name: decode(decoding, [fanout.outputs[row][tensor.name] for row in decoding.sources], [tensor.shape])[0]
+        for tensor in group.outputs
+    }
+    (noise_gain,) = decoding.noise_gain
+    if noise_gain:
+        fanout.decode_s = time.perf_counter() - began
+    answer = Answer(
+        group.name,
+        outputs,
+        Source.DECODED if noise_gain else Source.DIRECT,
+        noise_gain=noise_gain,
+        quality=None,
+        latency_s=fanout.elapsed_s,
+        request_id=fanout.request.options.request_id,
+    )
+    return Answers({group.name: answer})
+
+
 def undecodable(group: Group, fanout: Fanout, cause: Cause) -> UndecodableError:
     """Make the error: it hands over what arrived, and says of every other member why it is missing."""
     elapsed_s = fanout.elapsed_s
@@ -58,7 +82,7 @@ def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
     if decoding is None:
         return {}
     began = time.perf_counter()
-    own = [group.outputs_of(group.members[row]) for row in decoding.wanted]
+    own = [group.outputs_of(group.members[row]) for row in decoding.originals]
     arrays = {
         tensor.name: decode(
             decoding,
@@ -71,7 +95,7 @@ def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
     elapsed_s = fanout.elapsed_s
     erased = [group.members[row].name for row in finish.erased]
     found = {}
-    for index, (row, noise_gain) in enumerate(zip(decoding.wanted, decoding.noise_gain, strict=True)):
+    for index, (row, noise_gain) in enumerate(zip(decoding.originals, decoding.noise_gain, strict=True)):
         name = group.members[row].name
         outputs = {output: decoded[index] for output, decoded in arrays.items()}
         quality = group.expected_quality(erased, name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import Any, TypeVar
 
-from coin_export.client.answer import Answers, Array
+from coin_export.client.answer import Answer, Answers, Array
 from coin_export.client.client import DEFAULT_LIMITS, DEFAULT_POLICY, DEFAULT_TRANSPORT, NOTHING, CodedClient
 from coin_export.client.observer import Observer
 from coin_export.client.policy import Policy
@@ -143,9 +143,7 @@ class SyncCodedClient:
         parameters: Mapping[str, Parameter] = NOTHING,
     ) -> Answers:
         """See `CodedClient.infer`."""
-        portal = self._portal
-        if portal is None:
-            raise ClientError("the client is not connected: use it inside `with`, or call its connect()")
+        portal = self._connected
         return portal.run(
             self._client.infer(
                 inputs,
@@ -158,3 +156,37 @@ class SyncCodedClient:
                 parameters=parameters,
             )
         )
+
+    def infer_mean(
+        self,
+        inputs: Mapping[str, Array],
+        *,
+        weights: Mapping[str, float] | None = None,
+        deadline: float | None = None,
+        request_id: str = "",
+        priority: int = 0,
+        timeout: int | None = None,
+        headers: Mapping[str, str] = NOTHING,
+        parameters: Mapping[str, Parameter] = NOTHING,
+    ) -> Answer:
+        """See `CodedClient.infer_mean`."""
+        portal = self._connected
+        return portal.run(
+            self._client.infer_mean(
+                inputs,
+                weights=weights,
+                deadline=deadline,
+                request_id=request_id,
+                priority=priority,
+                timeout=timeout,
+                headers=headers,
+                parameters=parameters,
+            )
+        )
+
+    @property
+    def _connected(self) -> _Portal:
+        portal = self._portal
+        if portal is None:
+            raise ClientError("the client is not connected: use it inside `with`, or call its connect()")
+        return portal

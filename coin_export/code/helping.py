@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from itertools import combinations
 
-from coin_export.code.linear import LinearCode
+from coin_export.code.linear import LinearCode, Wanted
 
 _SETS_PER_SIZE = 256  # beyond it the exact search would hold up a request
 
@@ -18,7 +18,7 @@ _SETS_PER_SIZE = 256  # beyond it the exact search would hold up a request
 @lru_cache(maxsize=4096)
 def helpers(
     code: LinearCode,
-    wanted: tuple[int, ...],
+    wanted: tuple[Wanted, ...],
     expected: frozenset[int],
     late: frozenset[int],
     askable: frozenset[int],
@@ -34,7 +34,7 @@ def helpers(
 
     Args:
         code: the group's code.
-        wanted: the originals to find.
+        wanted: what to find, as for `LinearCode.decoding`.
         expected: members whose answers are at hand or about to come.
         late: members that were asked and may not answer in time.
         askable: members that were not asked yet.

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from itertools import combinations
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,9 @@ import numpy.typing as npt
 from coin_export.errors import CodeError
 
 Matrix = npt.NDArray[np.float64]
+
+Wanted: TypeAlias = int | tuple[float, ...]
+"""An original by its number, or a linear combination of the originals by its k coefficients."""
 
 # A wanted unit vector counts as inside the row space of what arrived when least squares reproduces it to this.
 _SOLVED = 1e-8
@@ -28,18 +32,23 @@ class Decoding:
     """How wanted outputs follow from those that arrived.
 
     Attributes:
-        wanted: indices of the wanted originals, one per row of ``weights``.
+        wanted: what is found, one per row of ``weights``.
         sources: indices of the models whose outputs are combined, one per column of ``weights``.
         weights: shape (wanted, sources); ``wanted outputs = weights @ outputs of sources``.
-        noise_gain: per wanted original, the Euclidean norm of its weights on coded models: by how much
+        noise_gain: per wanted output, the Euclidean norm of its weights on coded models: by how much
             decoding amplifies the coding error. Zero where the original itself arrived; one where a replica
             takes its place.
     """
 
-    wanted: tuple[int, ...]
+    wanted: tuple[Wanted, ...]
     sources: tuple[int, ...]
     weights: Matrix = field(repr=False, compare=False)
     noise_gain: tuple[float, ...]
+
+    @property
+    def originals(self) -> tuple[int, ...]:
+        """The originals among what is wanted."""
+        return tuple(item for item in self.wanted if isinstance(item, int))
 
 
 @dataclass(frozen=True)
@@ -117,16 +126,16 @@ class LinearCode:
         row = self.parities[index - self.k]
         return row.index(1.0) if row.count(0.0) == self.k - 1 else None
 
-    def decodable(self, arrived: Collection[int], wanted: Collection[int] | None = None) -> bool:
-        """Tell whether ``arrived`` models determine the ``wanted`` originals (all of them when not given)."""
+    def decodable(self, arrived: Collection[int], wanted: Collection[Wanted] | None = None) -> bool:
+        """Tell whether ``arrived`` models determine what is ``wanted`` (all originals when not given)."""
         return _solve(self, frozenset(arrived), _wanted(self, wanted)) is not None
 
-    def decoding(self, arrived: Collection[int], wanted: Collection[int] | None = None) -> Decoding:
+    def decoding(self, arrived: Collection[int], wanted: Collection[Wanted] | None = None) -> Decoding:
         """Find the decoding weights of least noise gain.
 
         Args:
             arrived: indices of the models whose outputs are at hand.
-            wanted: indices of the originals to find; all when not given.
+            wanted: the originals or combinations of them to find; all originals when not given.
 
         Raises:
             CodeError: if ``arrived`` does not determine ``wanted``.
@@ -134,7 +143,7 @@ class LinearCode:
         decoding = _solve(self, frozenset(arrived), _wanted(self, wanted))
         if decoding is None:
             raise CodeError(
-                f"models {sorted(set(arrived))} of {self.n} do not determine originals "
+                f"models {sorted(set(arrived))} of {self.n} do not determine "
                 f"{list(_wanted(self, wanted))}; further models are needed"
             )
         return decoding
@@ -193,17 +202,20 @@ def _check_coefficients(row: Sequence[float], what: str) -> None:
             )
 
 
-def _wanted(code: LinearCode, wanted: Collection[int] | None) -> tuple[int, ...]:
+def _wanted(code: LinearCode, wanted: Collection[Wanted] | None) -> tuple[Wanted, ...]:
     chosen = tuple(range(code.k)) if wanted is None else tuple(wanted)
-    for index in chosen:
-        if not 0 <= index < code.k:
-            raise CodeError(f"original {index} does not exist: the code has {code.k}, numbered from 0")
+    for item in chosen:
+        if isinstance(item, tuple):
+            if len(item) != code.k:
+                raise CodeError(f"a combination has {len(item)} coefficients; the code has {code.k} originals")
+        elif not 0 <= item < code.k:
+            raise CodeError(f"original {item} does not exist: the code has {code.k}, numbered from 0")
     return chosen
 
 
 @lru_cache(maxsize=4096)
-def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[int, ...]) -> Decoding | None:
-    """Solve ``weights @ generator[sources] = identity[wanted]`` with least weight on coded rows."""
+def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[Wanted, ...]) -> Decoding | None:
+    """Solve ``weights @ generator[sources] = target`` with least weight on coded rows."""
     known = {index: index for index in sorted(arrived) if index < code.k}
     mixed = []
     for index in sorted(arrived):
@@ -214,7 +226,8 @@ def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[int, ...]) -
             else:  # it carries no coding error, and so is as good as the original itself
                 known.setdefault(replicated, index)
     unknown = [index for index in range(code.k) if index not in known]
-    target = np.eye(code.k)[list(wanted)]
+    identity = np.eye(code.k)
+    target = np.array([item if isinstance(item, tuple) else identity[item] for item in wanted]).reshape(-1, code.k)
     parities = np.asarray(code.parities)[[index - code.k for index in mixed]]
     # Rows of the pseudo-inverse have the least norm among all that recover an unknown: the least noise gain.
     recover = np.linalg.pinv(parities[:, unknown]) if mixed and unknown else np.zeros((len(unknown), len(mixed)))

@@ -323,7 +323,7 @@ def check_finish(code: LinearCode, wanted: tuple[int, ...], found: Run, outcome:
     decoded = decode(outcome.decoding, [outputs[row] for row in outcome.decoding.sources])
     rows = sorted(arrived)
     reference = np.linalg.lstsq(code.generator[rows], outputs[rows], rcond=None)[0]
-    for row, values in zip(outcome.decoding.wanted, decoded, strict=True):
+    for row, values in zip(outcome.decoding.originals, decoded, strict=True):
         np.testing.assert_allclose(values, reference[row], atol=1e-6)
         np.testing.assert_allclose(values, truth[row], atol=1e-6)
 

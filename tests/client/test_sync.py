@@ -59,6 +59,8 @@ def test_answers_and_errors_are_those_of_the_asyncio_client() -> None:
         servers[0].reply = aborting("INTERNAL", "out of memory")
         assert client.infer({"input": BATCH})["a"].source is Source.DECODED
         assert list(client.infer({"input": BATCH}, wanted=["b"])) == ["b"]
+        mean = client.infer_mean({"input": BATCH}, weights={"a": 1.0, "b": 1.0})
+        assert mean.source is Source.DECODED and mean.model == GROUP.name
         with pytest.raises(RequestError, match="has inputs"):
             client.infer({})
         servers[1].reply = aborting("INTERNAL", "out of memory")

@@ -48,9 +48,10 @@ def run(
     started: float = 0.0,
     deadline: float = math.inf,
     memory: Memory | None = None,
+    combination: tuple[float, ...] | None = None,
 ) -> Run | None:
     """Run one request to its end; None when it would wait for ever."""
-    gather = Gather(code, wanted, policy, memory or Memory(policy), started, deadline)
+    gather = Gather(code, wanted, policy, memory or Memory(policy), started, deadline, combination)
     events: list[tuple[float, int]] = []
     ends: list[tuple[Finish | GiveUp, float]] = []
     sent: dict[int, float] = {}

@@ -73,7 +73,7 @@ def test_decoding_weights_have_the_least_noise_gain(case: tuple[LinearCode, list
     decoding = code.decoding(arrived)
     unknown = [index for index in range(code.k) if index not in arrived]
     coded = [index for index in arrived if index >= code.k]
-    for row, original in enumerate(decoding.wanted):
+    for row, original in enumerate(decoding.originals):
         if original in arrived:
             assert decoding.noise_gain[row] == 0.0
             continue
@@ -107,10 +107,42 @@ def test_decoding_unequal_classes_is_decoding_padded_outputs(
     random = np.random.default_rng(0)
     outputs = [random.normal(size=(3, classes[index], 2)) for index in decoding.sources]
     padded = [np.pad(output, ((0, 0), (0, 5 - output.shape[1]), (0, 0))) for output in outputs]
-    found = decode(decoding, outputs, [(classes[index], -1) for index in decoding.wanted])
-    for index, cut, whole in zip(decoding.wanted, found, decode(decoding, padded), strict=True):
+    found = decode(decoding, outputs, [(classes[index], -1) for index in decoding.originals])
+    for index, cut, whole in zip(decoding.originals, found, decode(decoding, padded), strict=True):
         assert cut.shape == (3, classes[index], 2)
         np.testing.assert_allclose(cut, whole[:, : classes[index]])
+
+
+@given(codes_with_arrivals(), st.data())
+def test_a_combination_is_decoded_whenever_what_arrived_determines_it(
+    case: tuple[LinearCode, list[int]], data: st.DataObject
+) -> None:
+    code, arrived = case
+    row = data.draw(st.lists(st.floats(0.0, 1.0), min_size=code.k, max_size=code.k) | st.sampled_from(code.parities))
+    combination = tuple(row)
+    if code.decodable(arrived):
+        assert code.decodable(arrived, [combination])
+    if not code.decodable(arrived, [combination]):
+        assert combination not in [code.parities[index - code.k] for index in arrived if index >= code.k]
+        return
+    decoding = code.decoding(arrived, [combination])
+    truth = np.random.default_rng(0).normal(size=(code.k, 4))
+    outputs = code.generator @ truth
+    scale = 1.0 + float(np.abs(decoding.weights).sum())
+    (found,) = decode(decoding, [outputs[index] for index in decoding.sources]) if decoding.sources else [0.0]
+    np.testing.assert_allclose(found, np.asarray(combination) @ truth, atol=1e-7 * scale)
+
+
+def test_a_combination_has_a_coefficient_for_each_original() -> None:
+    with pytest.raises(CodeError, match="a combination has 3 coefficients; the code has 2 originals"):
+        default_code(2, 1).decodable([0, 1], [(1.0, 0.0, 0.0)])
+
+
+def test_the_combination_of_unequal_classes_is_that_of_padded_outputs() -> None:
+    decoding = LinearCode.from_rows([[1, 1]]).decoding([0, 1], [(0.5, 0.5)])
+    narrow, wide = np.ones((2, 3)), np.ones((2, 5))
+    (found,) = decode(decoding, [narrow, wide], [(5,)])
+    np.testing.assert_array_equal(found, [[1, 1, 1, 0.5, 0.5]] * 2)
 
 
 def test_one_lost_of_two_is_the_formula_of_the_paper() -> None:

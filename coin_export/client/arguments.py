@@ -1,0 +1,70 @@
+"""What callers give, checked and turned into what the core takes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection, Mapping, Sequence
+
+from coin_export.code.manifest import Group
+from coin_export.errors import DiscoveryError, RequestError
+
+
+def check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
+    """Return the addresses, each once.
+
+    Raises:
+        DiscoveryError: if there is none, or one is not ``host:port``.
+    """
+    if isinstance(addresses, str) or not addresses:
+        raise DiscoveryError(f"the addresses are {addresses!r}; give a list with one 'host:port' per server")
+    for address in addresses:
+        if not re.fullmatch(r"[^/\s]+:\d+", address):
+            raise DiscoveryError(
+                f"address {address!r} is not 'host:port'; give the port of Triton's gRPC (8001 by default) or HTTP"
+            )
+    return tuple(dict.fromkeys(addresses))
+
+
+def check_deadline(deadline: float | None) -> float:
+    """Return the seconds until the deadline; infinite when there is none.
+
+    Raises:
+        RequestError: if it is no positive number.
+    """
+    if deadline is None:
+        return math.inf
+    if not deadline > 0:
+        raise RequestError(f"the deadline is {deadline}; give a positive number of seconds, or None for no deadline")
+    return deadline
+
+
+def wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]:
+    """Return the rows of the wanted originals, all when not given.
+
+    Raises:
+        RequestError: if there is none, or a name is not that of an original.
+    """
+    originals = [member.name for member in group.originals]
+    if wanted is None:
+        return tuple(range(len(originals)))
+    if isinstance(wanted, str) or not wanted or not set(wanted) <= set(originals):
+        raise RequestError(f"wanted is {wanted!r}; give a list of one or more of {originals}")
+    return tuple(row for row, name in enumerate(originals) if name in wanted)
+
+
+def combination(group: Group, weights: Mapping[str, float] | None) -> tuple[float, ...]:
+    """Return the coefficients of the weighted mean, k numbers that sum to one.
+
+    Raises:
+        RequestError: if a name is not that of an original, or the weights are no usable ones.
+    """
+    names = [member.name for member in group.originals]
+    if weights is None:
+        return (1 / len(names),) * len(names)
+    if not set(weights) <= set(names):
+        raise RequestError(f"weights name {sorted(weights)}; the originals are {names}")
+    if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):
+        raise RequestError(f"weights are {dict(weights)}; give finite numbers, none negative and not all zero")
+    total = math.fsum(weights.values())
+    return tuple(float(weights.get(name, 0.0)) / total for name in names)
