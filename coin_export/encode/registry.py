@@ -15,6 +15,7 @@ from coin_export.encode.architecture import check_same_architecture, coded_modul
 from coin_export.encode.auto import AutoOptions, auto
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.barycenter import taken_from_first
+from coin_export.encode.barycenter_cg import BarycenterCgOptions, barycenter_cg
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.distill import DistillOptions, distill
 from coin_export.encode.encoding import Encoder, Encoding, row_by_row
@@ -30,13 +31,21 @@ ENCODERS: Mapping[str, tuple[type[BaseModel], Encoder]] = {
     "coin": (CoinOptions, row_by_row(coin)),
     "regmean": (RegMeanOptions, row_by_row(regmean)),
     "regress": (RegressOptions, row_by_row(regress)),
+    "barycenter_cg": (BarycenterCgOptions, row_by_row(barycenter_cg)),
     "auto": (AutoOptions, auto),
     "distill": (DistillOptions, row_by_row(distill)),
     "refine": (RefineOptions, refine),
 }
 
 EncoderOptions: TypeAlias = Annotated[
-    AverageOptions | CoinOptions | RegMeanOptions | RegressOptions | AutoOptions | DistillOptions | RefineOptions,
+    AverageOptions
+    | CoinOptions
+    | RegMeanOptions
+    | RegressOptions
+    | BarycenterCgOptions
+    | AutoOptions
+    | DistillOptions
+    | RefineOptions,
     Field(discriminator="name"),
 ]
 

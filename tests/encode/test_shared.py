@@ -11,6 +11,7 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.auto import AutoOptions
 from coin_export.encode.average import AverageOptions
+from coin_export.encode.barycenter_cg import BarycenterCgOptions
 from coin_export.encode.coin import CoinOptions
 from coin_export.encode.distill import DistillOptions
 from coin_export.encode.refine import RefineOptions
@@ -26,6 +27,7 @@ QUICK: dict[str, EncoderOptions] = {
     "coin undamped": CoinOptions(damping=0),
     "regmean": RegMeanOptions(),
     "regress": RegressOptions(),
+    "barycenter_cg": BarycenterCgOptions(iterations=3),
     "auto": AutoOptions(),
     "distill": DistillOptions(epochs=2),
     "distill from coin": DistillOptions(epochs=2, start="coin"),
