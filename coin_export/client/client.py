@@ -244,7 +244,9 @@ class CodedClient:
         if not self._observers:
             fanout = Fanout(gather, connection.pool, connection.signature, request)
             return await _run(connection.group, fanout, goal.result)
-        watch = RequestWatch(self._observers, connection.group, goal.rows, batch, options, started, ends)
+        group = connection.group
+        due = (group.name,) if goal.combination else tuple(group.members[row].name for row in goal.rows)
+        watch = RequestWatch(self._observers, group, goal.rows, due, batch, options, started, ends)
         fanout = Fanout(gather, connection.pool, connection.signature, request, watch)
         found, problem = None, None
         try:

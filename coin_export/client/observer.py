@@ -51,7 +51,7 @@ class RequestInfo:
 
     Attributes:
         group: the group's name.
-        wanted: the originals to answer for.
+        wanted: the answers that are due: originals, or the group's own name for the mean of the ensemble.
         batch: the batch size of the inputs.
         request_id: as given by the caller.
         deadline_s: seconds from its beginning; infinite for none.
@@ -109,7 +109,7 @@ class RequestEnd:
     Attributes:
         outcome: how.
         elapsed_s: seconds from its beginning.
-        sources: where the answers come from, by wanted model; those that there is no answer for are missing.
+        sources: where the answers come from, by name; those that there is no answer for are missing.
         decode_s: seconds spent on decoding; 0 when nothing was decoded.
         refusals: how often the budget had too little left for the helping calls that were due.
         budget_left: tokens left in the client's budget.

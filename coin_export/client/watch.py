@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from coin_export.client.answer import Answers
+from coin_export.client.answer import Answers, Source
 from coin_export.client.observer import (
     CallEnd,
     CallInfo,
@@ -78,7 +78,8 @@ class RequestWatch:
     Args:
         observers: are told.
         group: what is asked.
-        wanted: rows of the originals to answer for.
+        wanted: rows of the originals to answer for, or to take the mean of.
+        names: of the answers that are due.
         batch: the batch size.
         options: of the request.
         started: the loop's time at which it began.
@@ -90,6 +91,7 @@ class RequestWatch:
         observers: Observers,
         group: Group,
         wanted: Sequence[int],
+        names: tuple[str, ...],
         batch: int,
         options: RequestOptions,
         started: float,
@@ -101,7 +103,6 @@ class RequestWatch:
         self._options = options
         self._started = started
         self._calls: list[CallWatch] = []
-        names = tuple(group.members[row].name for row in wanted)
         info = self._info = RequestInfo(group.name, names, batch, options.request_id, deadline - started)
         observers.tell(lambda observer: observer.request_begun(info))
 
@@ -146,7 +147,8 @@ class RequestWatch:
         elif error is not None:
             outcome = RequestOutcome.FAILED
         else:
-            outcome = RequestOutcome.DECODED if decode_s else RequestOutcome.DIRECT
+            decoded = Source.DECODED in sources.values()
+            outcome = RequestOutcome.DECODED if decoded else RequestOutcome.DIRECT
         elapsed_s = asyncio.get_running_loop().time() - self._started
         text = "" if error is None else str(error) or type(error).__name__
         end = RequestEnd(outcome, elapsed_s, sources, decode_s, refusals, budget_left, text)

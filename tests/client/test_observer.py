@@ -324,3 +324,19 @@ def test_everything_that_begins_ends_once(
     assert not may_cancel or not recorder.late
     assert Counter(id(request) for request, _ in recorder.ended) == Counter(map(id, recorder.begun))
     assert Counter(end.outcome for _, end in recorder.ended) == results
+
+
+@pytest.mark.parametrize(("first", "source"), [(Reaction(), Source.DIRECT), (Reaction(fails=True), Source.DECODED)])
+def test_a_mean_is_one_answer_that_has_the_groups_name(first: Reaction, source: Source) -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        wire = Wire([[first], [Reaction()], [Reaction()]])
+        async with CodedClient(ADDRESSES, make_transport=wire, observers=[recorder]) as client:
+            await client.infer_mean(INPUTS)
+
+    run_virtually(work())
+    ((request, end),) = recorder.ended
+    assert request.wanted == ("digits",) and end.sources == {"digits": source}
+    assert end.outcome is (RequestOutcome.DIRECT if source is Source.DIRECT else RequestOutcome.DECODED)
+    assert {call.model: call.wanted for call in recorder.calls if not call.coded} == {"a": True, "b": True}
