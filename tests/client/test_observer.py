@@ -340,3 +340,20 @@ def test_a_mean_is_one_answer_that_has_the_groups_name(first: Reaction, source: 
     assert request.wanted == ("digits",) and end.sources == {"digits": source}
     assert end.outcome is (RequestOutcome.DIRECT if source is Source.DIRECT else RequestOutcome.DECODED)
     assert {call.model: call.wanted for call in recorder.calls if not call.coded} == {"a": True, "b": True}
+
+
+def test_a_server_that_is_asked_though_it_counts_as_down_is_told_as_such() -> None:
+    recorder = Recorder()
+
+    async def work() -> None:
+        wire = Wire([[Reaction(fails=True)], [Reaction()] * 2 + [Reaction(fails=True)], [Reaction()]])
+        limits = Limits(misses_in_a_row=2, lookup_interval_s=3600.0)
+        async with CodedClient(ADDRESSES, limits=limits, make_transport=wire, observers=[recorder]) as client:
+            for _ in range(2):
+                await client.infer(INPUTS)
+            with pytest.raises(UndecodableError):
+                await client.infer(INPUTS)
+
+    run_virtually(work())
+    assert [call.though_down for call in recorder.calls if call.model == "a"] == [False, False, True]
+    assert not any(call.though_down for call in recorder.calls if call.model != "a")
