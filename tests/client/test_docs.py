@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from prometheus_client import CollectorRegistry
 from coin_export.client.metrics import MetricsObserver
 from tests.client.test_logging import FIELDS
 
-PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "client.md").read_text(encoding="utf-8")
 
 
 def test_the_metrics_are_those_of_the_code() -> None:
@@ -43,3 +45,13 @@ def test_every_class_that_is_called_in_the_page_exists() -> None:
     client = importlib.import_module("coin_export.client")
     names = {name for name in re.findall(r"`([A-Z]\w+)\(", PAGE)} - {"TracingObserver", "MetricsObserver"}
     assert names and all(hasattr(client, name) for name in names)
+
+
+def test_what_observers_cost_is_what_was_measured() -> None:
+    records = json.loads((DOCS / "results" / "observers.json").read_text(encoding="utf-8"))["records"]
+    for case in ("direct", "decoded"):
+        none, *observers = [record for record in records if record["case"] == case]
+        extras = (f"+{record['extra_microseconds']:.0f}" for record in observers)
+        assert f"| {case} | {none['microseconds']:.0f} | {' | '.join(extras)} |" in PAGE
+    heads = " | ".join(dict.fromkeys(record["observer"] for record in records))
+    assert f"| microseconds per request | {heads} |" in PAGE
