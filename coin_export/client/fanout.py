@@ -86,6 +86,7 @@ class Fanout:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, _Call] = {}
+        self._overdue: set[int] = set()  # calls that count against their servers already
         self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
 
     @property
@@ -107,7 +108,7 @@ class Fanout:
                 if call.watch is not None:
                     call.watch.unheard(now, call.task)
                 continue
-            overdue = ended and now - call.sent >= self._gather.patience_s
+            overdue = ended and row not in self._overdue and self._is_overdue(call, now)
             on_late = partial(_learn_late, self._gather, row, call.watch)
             cancelled = call.server.release(call.task, on_late, overdue=overdue)
             if cancelled and ended:
@@ -172,7 +173,24 @@ class Fanout:
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if at == math.inf else self._loop.call_at(at, self._advance, self._gather.woken)
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._advance, self._woken)
+
+    def _woken(self, now: float) -> list[Action]:
+        """Judge the servers that are still waited for, too: help in place of one that counts as down is free."""
+        actions: list[Action] = []
+        for row, call in self._calls.items():
+            if call.task.done():
+                continue
+            if self._gather.refusals and row not in self._overdue and self._is_overdue(call, now):
+                # Without help it would be waited for until the deadline, and be found out only then.
+                self._overdue.add(row)
+                call.server.late()
+            if call.server.down:
+                actions += self._gather.doubted(row, now)
+        return actions + self._gather.woken(now)
+
+    def _is_overdue(self, call: _Call, now: float) -> bool:
+        return now - call.sent >= self._gather.patience_s
 
     def _on_done(self, row: int, task: Task) -> None:
         self._advance(partial(self._receive, row, task))

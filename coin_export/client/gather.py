@@ -160,6 +160,14 @@ class Gather:
         self._fell_out = True
         return self._proceed(now)
 
+    def doubted(self, row: int, now: float) -> list[Action]:
+        """Tell that the server of a member that was asked counts as down by now; its answer is welcome all the same."""
+        if self.ended or row not in self._late_at:
+            return []
+        del self._late_at[row]
+        self._fell_out = True
+        return self._proceed(now)
+
     def overtaken(self, row: int, now: float) -> None:
         """Tell that a call was ended unanswered, as the request had ended: it would have taken longer than this."""
         self._learn(row, now)

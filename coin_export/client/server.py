@@ -135,8 +135,7 @@ class Server:
         if task not in self._calls:
             return False
         if overdue:
-            opens = self._breaker.late(asyncio.get_running_loop().time())
-            self._missed(opens, "no answer in the usual time")
+            self.late()
         if self.transport.may_cancel:
             self._calls[task] = None
             return task.cancel()
@@ -151,6 +150,10 @@ class Server:
                 extra={"event": "abandoned_overflow", "server": self.address, "abandoned": len(self._abandoned)},
             )
         return False
+
+    def late(self) -> None:
+        """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
+        self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
 
     def _done(self, task: Task) -> None:
         on_done = self._calls.pop(task)

@@ -229,6 +229,17 @@ def test_without_help_against_slowness_only_a_failure_is_made_good() -> None:
     assert failing is not None and failing.sent_at[2] == 0.02 and finish_of(failing).erased == (1,)
 
 
+def test_a_member_whose_server_goes_down_meanwhile_is_replaced_although_the_budget_is_spent() -> None:
+    policy = Policy(AfterDelay(0.010), budget=Budget(0.0, 0.0))
+    gather = Gather(PAIR, (0, 1), policy, Memory(policy), 0.0, 1.0)
+    gather.start()
+    gather.arrived(1, 0.005)
+    assert not any(isinstance(action, Send) for action in gather.woken(0.010)) and gather.refusals == 1
+    assert Send((2,)) in gather.doubted(0, 0.020)
+    assert gather.doubted(0, 0.021) == [], "it is replaced once"
+    assert [type(action) for action in gather.arrived(2, 0.030)] == [Finish], "and no grace is given to it"
+
+
 def test_a_wake_up_that_comes_too_early_is_asked_for_again() -> None:
     gather = Gather(PAIR, (0, 1), EVERYBODY, Memory(EVERYBODY), 0.0, 1.0)
     assert gather.start() == [Send((0, 1, 2)), Wake(1.0)]

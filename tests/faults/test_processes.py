@@ -11,7 +11,7 @@ from scripts.faults.cluster import Cluster
 from tests.faults.asking import Asker, addresses_of, all_direct, decoded
 
 pytestmark = pytest.mark.e2e
-REQUESTS = 10
+REQUESTS = 25
 
 
 async def test_a_killed_server_s_answers_are_decoded_until_it_is_back(three: Cluster, wire: str) -> None:
@@ -113,6 +113,19 @@ async def test_an_original_and_a_coded_model_at_once(four: Cluster, wire: str) -
         for _ in range(REQUESTS):
             assert decoded("a")(await asker.ask())
         await asyncio.to_thread(four.restart, "a")
+        await asker.ask_until(all_direct)
+
+
+async def test_far_more_requests_at_once_than_the_budget_helps_survive_a_stopped_server(
+    three: Cluster, wire: str
+) -> None:
+    addresses = addresses_of(three, wire)
+    async with Asker(three.linear, addresses.values(), wire) as asker:
+        await asker.ask_until(all_direct)
+        three.suspend("a")
+        found = await asyncio.gather(*(asker.ask() for _ in range(100)))
+        assert all(decoded("a")(answers) for answers in found)
+        three.resume("a")
         await asker.ask_until(all_direct)
 
 
