@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,12 +106,20 @@ def sign_models(
 ) -> list[Original]:
     """Find the models' signatures on the calibration inputs.
 
+    Models with bfloat16 weights are widened to float32, since Triton's ONNX Runtime backend takes no bfloat16; so are
+    they exported. All other weights, float16 too, keep their dtype.
+
     Raises:
         ModelError: if a forward pass fails.
     """
-    return [
-        Original(name, module.eval(), infer_signature(module, calibration, outputs)) for name, module in models.items()
-    ]
+    taken = {name: _without_bfloat16(module.eval()) for name, module in models.items()}
+    return [Original(name, module, infer_signature(module, calibration, outputs)) for name, module in taken.items()]
+
+
+def _without_bfloat16(module: torch.nn.Module) -> torch.nn.Module:
+    if any(tensor.dtype == torch.bfloat16 for tensor in module.state_dict().values()):
+        return copy.deepcopy(module).float()
+    return module
 
 
 def combinable(originals: Sequence[Original], calibration: CalibrationInputs) -> list[Original]:

@@ -33,6 +33,11 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "conv2d depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, dilation=2), (4, 7, 7)),
     "conv3d": (lambda: nn.Conv3d(2, 3, (1, 2, 3), stride=(1, 2, 1), padding=(0, 1, 1)), (2, 3, 4, 4)),
     "conv3d reflected": (lambda: nn.Conv3d(2, 3, 3, padding=1, padding_mode="reflect"), (2, 3, 3, 3)),
+    "transposed 1d": (lambda: nn.ConvTranspose1d(4, 6, 3, stride=2, output_padding=1), (4, 5)),
+    "transposed 2d": (lambda: nn.ConvTranspose2d(4, 5, (2, 3), stride=(1, 2), padding=1, dilation=2), (4, 4, 5)),
+    "transposed 2d grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), (4, 3, 3)),
+    "transposed 2d depthwise": (lambda: nn.ConvTranspose2d(4, 4, 3, groups=4, stride=2), (4, 3, 3)),
+    "transposed 3d": (lambda: nn.ConvTranspose3d(2, 3, 2, stride=2), (2, 2, 3, 2)),
     "layer norm": (lambda: nn.LayerNorm(4), (4,)),
     "layer norm on tokens": (lambda: nn.LayerNorm(4), (3, 4)),
     "layer norm of two dimensions": (lambda: nn.LayerNorm((3, 4), eps=0.1), (2, 3, 4)),
@@ -88,7 +93,7 @@ def test_embedding_sums_what_a_point_looks_up_twice(options: dict[str, Any]) -> 
 
 @pytest.mark.parametrize("grouped", [0, 10**9], ids=["unfolded", "grouped"])
 @pytest.mark.parametrize("chunk", [1, 10**9], ids=["one point", "all points"])
-@pytest.mark.parametrize("name", [name for name in LAYERS if "conv" in name or "linear" in name])
+@pytest.mark.parametrize("name", [name for name in LAYERS if name.startswith(("conv", "transposed", "linear"))])
 def test_every_way_to_the_same_squares(name: str, grouped: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(convolution, "_GROUPED_ELEMENTS", grouped)
     monkeypatch.setattr(convolution, "_GROUPED_CHANNELS", 1)

@@ -1,12 +1,17 @@
-"""Convolutions of one, two and three dimensions: strides, dilation, groups, every padding.
+"""Convolutions of one, two and three dimensions, transposed ones too: strides, dilation, groups, every padding.
 
 Two ways to the gradient of each point. *Unfolding* copies the windows of the input into columns and multiplies
 matrices. *Grouping* lays points beside each other as groups of channels of a single point, so that the weight gradient
 of one grouped convolution holds those of all. Grouping copies nothing and is the faster one while the gradients of
 several points stay in the cache; with large weights its memory traffic dominates.
+
+A transposed convolution is the backward pass of a convolution, so the gradient of its weight is that of this
+convolution with inputs and output gradients exchanged.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -15,6 +20,7 @@ from torch.nn import functional as F
 from coin_export.fisher.layers.products import summed_squares
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Transposed = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 
 # Weight elements up to which grouping is faster, and how many are held at once, for all points of a chunk together.
 _GROUPED_ELEMENTS = 50_000
@@ -23,29 +29,63 @@ _GROUPED_CHUNK = 600_000
 _GROUPED_CHANNELS = 4
 
 
+@dataclass(frozen=True)
+class _Geometry:
+    """What a convolution does, apart from its weight.
+
+    Attributes:
+        weight_shape: (output channels, input channels of a group, *kernel).
+        padding: zeros still to be added to the inputs, on both sides of each dimension.
+    """
+
+    weight_shape: tuple[int, ...]
+    groups: int
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[int, ...]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        return self.weight_shape[2:]
+
+
 def convolution_applies(module: nn.Module, inputs: torch.Tensor) -> bool:
     """Inputs are (points, channels, ...), not a single unbatched one."""
-    assert isinstance(module, Convolution)
+    assert isinstance(module, Convolution | Transposed)
     return inputs.ndim == 2 + len(module.kernel_size)
 
 
 def convolution(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> dict[str, torch.Tensor]:
     """Square the gradients of a convolution."""
     assert isinstance(module, Convolution)
-    squares = {} if module.bias is None else {"bias": gradients.flatten(2).sum(2).square_().sum(0)}
-    channels = module.in_channels // module.groups
-    elements = module.out_channels * channels * _product(module.kernel_size)
-    depthwise = channels == 1 and module.groups > 1
-    if elements <= _GROUPED_ELEMENTS and (depthwise or channels >= _GROUPED_CHANNELS):
-        squares["weight"] = _by_grouping(module, inputs, gradients, max(1, _GROUPED_CHUNK // elements))
-    else:
-        squares["weight"] = _by_unfolding(module, inputs, gradients)
-    return squares
-
-
-def _by_grouping(module: Convolution, inputs: torch.Tensor, gradients: torch.Tensor, size: int) -> torch.Tensor:
     inputs, padding = _padded(module, inputs)
-    shape = module.out_channels, module.in_channels // module.groups, *module.kernel_size
+    shape = tuple(module.weight.shape)
+    geometry = _Geometry(shape, module.groups, module.stride, module.dilation, padding)
+    return {"weight": _weight_squares(geometry, inputs, gradients), **_bias_squares(gradients)}
+
+
+def transposed(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Square the gradients of a transposed convolution; output padding adds outputs that no weight reaches."""
+    assert isinstance(module, Transposed)
+    padding = tuple(int(amount) for amount in module.padding)
+    geometry = _Geometry(tuple(module.weight.shape), module.groups, module.stride, module.dilation, padding)
+    return {"weight": _weight_squares(geometry, gradients, inputs), **_bias_squares(gradients)}
+
+
+def _bias_squares(gradients: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"bias": gradients.flatten(2).sum(2).square_().sum(0)}
+
+
+def _weight_squares(geometry: _Geometry, inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    channels, elements = geometry.weight_shape[1], _product(geometry.weight_shape)
+    depthwise = channels == 1 and geometry.groups > 1
+    if elements <= _GROUPED_ELEMENTS and (depthwise or channels >= _GROUPED_CHANNELS):
+        return _by_grouping(geometry, inputs, gradients, max(1, _GROUPED_CHUNK // elements))
+    return _by_unfolding(geometry, inputs, gradients)
+
+
+def _by_grouping(geometry: _Geometry, inputs: torch.Tensor, gradients: torch.Tensor, size: int) -> torch.Tensor:
+    shape = geometry.weight_shape
     total = gradients.new_zeros(shape)
     for some, gradient in zip(torch.split(inputs, size), torch.split(gradients, size), strict=True):
         points = len(some)
@@ -54,39 +94,38 @@ def _by_grouping(module: Convolution, inputs: torch.Tensor, gradients: torch.Ten
             some.reshape(1, -1, *some.shape[2:]),
             gradients.new_empty(points * shape[0], *shape[1:]),  # only its shape matters to the weight's gradient
             None,
-            module.stride,
-            padding,
-            module.dilation,
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
             False,
-            [0] * len(padding),
-            points * module.groups,
+            [0] * len(geometry.padding),
+            points * geometry.groups,
             [False, True, False],
         )[1]
         total += found.reshape(points, *shape).square_().sum(0)
     return total
 
 
-def _by_unfolding(module: Convolution, inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
-    inputs, padding = _padded(module, inputs)
-    inputs = F.pad(inputs, [side for amount in reversed(padding) for side in (amount, amount)])
-    windows = _windows(module, inputs, gradients.shape[2:])
-    points, groups = len(inputs), module.groups
+def _by_unfolding(geometry: _Geometry, inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    inputs = F.pad(inputs, [side for amount in reversed(geometry.padding) for side in (amount, amount)])
+    windows = _windows(geometry, inputs, gradients.shape[2:])
+    points, groups = len(inputs), geometry.groups
+    wide, tall = geometry.weight_shape[1], geometry.weight_shape[0] // groups
     squares = []
     for group in range(groups):
-        wide, tall = module.in_channels // groups, module.out_channels // groups
         columns = windows[:, group * wide : (group + 1) * wide].reshape(points, -1, _product(gradients.shape[2:]))
         rows = gradients[:, group * tall : (group + 1) * tall].flatten(2)
         squares.append(summed_squares(rows.transpose(1, 2), columns.transpose(1, 2)))
-    return torch.cat(squares).reshape(module.out_channels, -1, *module.kernel_size)
+    return torch.cat(squares).reshape(geometry.weight_shape)
 
 
-def _windows(module: Convolution, padded: torch.Tensor, positions: torch.Size) -> torch.Tensor:
+def _windows(geometry: _Geometry, padded: torch.Tensor, positions: torch.Size) -> torch.Tensor:
     """View the windows of the input, shape (points, channels, *kernel, *positions)."""
     padded = padded.contiguous()
     strides = padded.stride()
-    inside = [step * dilation for step, dilation in zip(strides[2:], module.dilation, strict=True)]
-    between = [step * stride for step, stride in zip(strides[2:], module.stride, strict=True)]
-    shape = (*padded.shape[:2], *module.kernel_size, *positions)
+    inside = [step * dilation for step, dilation in zip(strides[2:], geometry.dilation, strict=True)]
+    between = [step * stride for step, stride in zip(strides[2:], geometry.stride, strict=True)]
+    shape = (*padded.shape[:2], *geometry.kernel, *positions)
     return padded.as_strided(shape, (*strides[:2], *inside, *between))
 
 

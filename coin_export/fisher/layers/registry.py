@@ -30,6 +30,7 @@ class Rule:
 
 _LINEAR = Rule(linear.linear_applies, linear.linear)
 _CONVOLUTION = Rule(convolution.convolution_applies, convolution.convolution)
+_TRANSPOSED = Rule(convolution.convolution_applies, convolution.transposed)
 _LAYER_NORM = Rule(normalization.layer_norm_applies, normalization.layer_norm)
 _BATCH_NORM = Rule(normalization.batch_norm_applies, normalization.batch_norm)
 
@@ -40,6 +41,9 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Conv1d: _CONVOLUTION,
     nn.Conv2d: _CONVOLUTION,
     nn.Conv3d: _CONVOLUTION,
+    nn.ConvTranspose1d: _TRANSPOSED,
+    nn.ConvTranspose2d: _TRANSPOSED,
+    nn.ConvTranspose3d: _TRANSPOSED,
     nn.LayerNorm: _LAYER_NORM,
     nn.RMSNorm: _LAYER_NORM,
     nn.GroupNorm: Rule(normalization.group_norm_applies, normalization.group_norm),
