@@ -6,6 +6,7 @@ A recipe is a YAML file or a `Recipe` made in Python. Unknown keys are refused. 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -56,6 +57,11 @@ class CodeRecipe(_Section):
     coefficients: tuple[tuple[float, ...], ...] | None = Field(
         default=None, min_length=1, description="One row of k positive coefficients per coded model."
     )
+    protect: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default={},
+        description="A weight for each original to be protected otherwise than the rest, whose weight is 1: twice the "
+        "weight means about half the noise gain when that model is lost, at the expense of the others.",
+    )
     space: CodeSpace = Field(
         default="logits", description="What the outputs are; they are combined and decoded as the models give them."
     )
@@ -64,16 +70,23 @@ class CodeRecipe(_Section):
     def _one_of_both(self) -> CodeRecipe:
         if self.parities is not None and self.coefficients is not None:
             raise ValueError("give either 'parities' or 'coefficients', not both")
+        if self.protect and self.coefficients is not None:
+            raise ValueError("'protect' chooses coefficients; leave it out where 'coefficients' are given")
         return self
 
-    def code(self, k: int) -> LinearCode:
-        """Make the code for k originals.
+    def code(self, originals: Collection[str]) -> LinearCode:
+        """Make the code for the originals of these names.
 
         Raises:
-            CodeError: if the coefficients are no usable code for k originals.
+            CodeError: if the coefficients are no usable code for so many originals, or another model is to be
+                protected.
         """
+        k = len(originals)
+        strangers = [name for name in self.protect if name not in originals]
+        if strangers:
+            raise CodeError(f"protect: {', '.join(map(repr, strangers))} is none of the models {list(originals)}")
         if self.coefficients is None:
-            return default_code(k, self.parities or 1)
+            return default_code(k, self.parities or 1, [self.protect.get(name, 1.0) for name in originals])
         for index, row in enumerate(self.coefficients):
             if len(row) != k:
                 raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")
@@ -133,7 +146,7 @@ class Recipe(BuildOptions):
     @model_validator(mode="after")
     def _code_fits(self) -> Recipe:
         try:
-            self.code.code(len(self.models))
+            self.code.code([model.name for model in self.models])
         except CodeError as error:
             raise ValueError(f"code: {error}") from error
         return self

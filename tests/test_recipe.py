@@ -40,7 +40,7 @@ def written(folder: Path, content: object) -> Path:
 
 def test_a_minimal_recipe_has_sensible_defaults(tmp_path: Path) -> None:
     recipe = load_recipe(written(tmp_path, minimal()))
-    assert recipe.code.code(2).parities == ((0.5, 0.5),)
+    assert recipe.code.code(["a", "b"]).parities == ((0.5, 0.5),)
     assert recipe.code.space == "logits"
     assert recipe.encoder == BuildOptions().encoder
 
@@ -59,10 +59,15 @@ def test_an_import_path_is_no_file(tmp_path: Path) -> None:
     assert load_recipe(written(tmp_path, content)).calibration.source == "package.module:loader"
 
 
+def test_a_model_can_be_protected_more_than_others() -> None:
+    recipe = parse_recipe(with_value("code.protect", {"b": 3}), "here")
+    np.testing.assert_allclose(recipe.code.code(["a", "b"]).parities, [[0.25, 0.75]])
+
+
 def test_a_recipe_survives_the_way_through_plain_data() -> None:
     recipe = parse_recipe(with_value("code.coefficients", [[1, 3]]), "here")
     assert parse_recipe(recipe.model_dump(mode="json"), "here") == recipe
-    np.testing.assert_allclose(recipe.code.code(2).parities, [[0.25, 0.75]])
+    np.testing.assert_allclose(recipe.code.code(["a", "b"]).parities, [[0.25, 0.75]])
 
 
 @pytest.mark.parametrize(
@@ -94,6 +99,9 @@ def test_a_recipe_survives_the_way_through_plain_data() -> None:
         (with_value("code.coefficients", [[1, 0]]), "coefficient 1 is 0"),
         (with_value("code.coefficients", [[1, 1], [2, 2]]), "do not survive every loss of 2 of the 4 models"),
         (with_value("code.coefficients", [[1, -1]]), "coefficient 1 is -1"),
+        (with_value("code.protect", {"c": 2}), "protect: 'c' is none of the models"),
+        (with_value("code.protect", {"a": 0}), r"code\.protect\.a: "),
+        (with_value("code", {"coefficients": [[1, 1]], "protect": {"a": 2}}), "code: 'protect' chooses coefficients"),
         (with_value("code.coefficients", [["x", 1]]), r"code\.coefficients\.0\.0: .*number"),
         (with_value("code.space", "hyperspace"), r"code\.space: "),
         (with_value("evaluation", {"c": {"source": "c.npz"}}), "'c' is none of the models"),

@@ -3,72 +3,126 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import combinations
 
 import numpy as np
+import numpy.typing as npt
 
 from coin_export.code.linear import LinearCode, Matrix
 from coin_export.errors import CodeError
 
 _SPREADS = np.geomspace(0.25, 4.0, 25)
-_RANDOM_STARTS = 4
-_DESCENT_STEPS = 1500
-_DESCENT_MINORS = 600  # above this many square sub-matrices the kernel's own coefficients are kept
+_RANDOM_STARTS = 3
+_DESCENT_STEPS = 600
+_DESCENT_MINORS = 400_000  # steps times square sub-matrices that one descent may look at
 _GAIN_MINORS = 20_000  # above this many, the worst gain is taken over the smaller sub-matrices only
+_SHARPNESS = 8.0, 80.0  # of the smooth maximum, at the first and at the last step
+_LEARNING_RATE = 0.05
 
 
-@lru_cache(maxsize=64)
-def default_code(k: int, m: int) -> LinearCode:
+def default_code(k: int, m: int, protect: Sequence[float] | None = None) -> LinearCode:
     """Make a code of k originals and m coded models that survives any m erasures with low noise gain.
 
-    For m = 1 it is the plain mean. For m > 1 a first design comes from the kernel exp(s u_i v_j) on increasing
-    u and v, which is strictly totally positive (Karlin, Total Positivity, 1968): every square sub-matrix is
-    invertible for every s > 0, also after each row is divided by its sum. The spread s of least worst-case
-    noise gain is taken. Small codes are then improved by a seeded random descent on that gain, from this
-    design and from a few random ones. The result is deterministic.
+    For m = 1 the coefficients are proportional to ``protect``. For m > 1 a first design comes from the kernel
+    exp(s u_i v_j) on increasing u and v, which is strictly totally positive (Karlin, Total Positivity, 1968): every
+    square sub-matrix is invertible for every s > 0, also after each row is divided by its sum. From the spread s of
+    least worst noise gain, and from a few random coefficients, a descent lowers the worst gain over all losses.
+    The result is deterministic, and kept for the next call.
+
+    Args:
+        k: number of originals.
+        m: number of coded models.
+        protect: a weight for each original. What is lowered is the largest of weight times noise gain, so a model of
+            twice the weight gets about half the noise gain that others get. All equal when not given.
 
     Raises:
-        CodeError: if k < 2 or m < 1.
+        CodeError: if k < 2 or m < 1, or there is not one positive weight for each original.
     """
     if k < 2 or m < 1:
         raise CodeError(f"a code needs k >= 2 originals and m >= 1 coded models, not k = {k}, m = {m}")
-    if m == 1:
-        return LinearCode.from_rows([[1.0] * k])
-    kernels = (np.exp(s * np.outer(np.linspace(-1, 1, m), np.linspace(-1, 1, k))) for s in _SPREADS)
-    best = min((_rows_to_one(kernel) for kernel in kernels), key=worst_gain)
-    if _minors(k, m) <= _DESCENT_MINORS:
-        random = np.random.default_rng(0)
-        starts = [best, *(_rows_to_one(random.dirichlet(np.ones(k), size=m)) for _ in range(_RANDOM_STARTS))]
-        best = min((_descend(start, random) for start in starts), key=worst_gain)
-    return LinearCode.from_rows(best.tolist())
+    weights = (1.0,) * k if protect is None else tuple(float(weight) for weight in protect)
+    if len(weights) != k or not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise CodeError(f"the weights to protect by are {list(weights)}; give a positive number for each of {k} models")
+    return _designed(m, weights)
 
 
-def worst_gain(parities: Matrix) -> float:
-    """Return the worst noise gain over all square sub-matrices of ``parities``, shape (m, k).
+def worst_gain(parities: Matrix, protect: Sequence[float] | None = None) -> float:
+    """Return the worst noise gain, times the model's weight, over all square sub-matrices of ``parities``.
 
     A square sub-matrix of size s is what is left to solve when s originals and all but s coded models are lost,
-    so its inverse's largest row norm is that pattern's noise gain.
+    so its inverse's row norms are the noise gains of that pattern.
+
+    Args:
+        parities: shape (m, k).
+        protect: a weight for each original; all one when not given.
     """
-    m, k = parities.shape
-    worst, minors = 0.0, 0
-    for size in range(1, min(m, k) + 1):
-        minors += math.comb(m, size) * math.comb(k, size)
-        if minors > _GAIN_MINORS:
-            break
-        rows = np.array(list(combinations(range(m), size)))
-        lost = np.array(list(combinations(range(k), size)))
-        blocks = parities[rows[:, None, :, None], lost[None, :, None, :]].reshape(-1, size, size)
-        try:
-            inverses = np.linalg.inv(blocks)
-        except np.linalg.LinAlgError:
-            return math.inf
-        worst = max(worst, float(np.linalg.norm(inverses, axis=2).max()))
-    return worst
+    weights = np.ones(parities.shape[1]) if protect is None else np.asarray(protect, dtype=np.float64)
+    try:
+        return max(float(gains.max()) for gains, _ in _Losses(*parities.shape).gains(parities, weights))
+    except np.linalg.LinAlgError:
+        return math.inf
 
 
-def _minors(k: int, m: int) -> int:
-    return sum(math.comb(m, size) * math.comb(k, size) for size in range(1, min(m, k) + 1))
+class _Losses:
+    """All square sub-matrices of an (m, k) matrix, as flat indices of shape (number, size, size) for each size."""
+
+    def __init__(self, m: int, k: int) -> None:
+        self.shape = m, k
+        self._blocks: list[npt.NDArray[np.intp]] = []
+        self.number = 0
+        for size in range(1, min(m, k) + 1):
+            self.number += math.comb(m, size) * math.comb(k, size)
+            if self.number > _GAIN_MINORS:
+                break
+            rows = np.array(list(combinations(range(m), size)))[:, None, :, None]
+            lost = np.array(list(combinations(range(k), size)))[None, :, None, :]
+            self._blocks.append((rows * k + lost).reshape(-1, size, size))
+
+    def gains(self, parities: Matrix, weights: Matrix) -> list[tuple[Matrix, Matrix]]:
+        """Return for each size the weighted noise gains (number, size), and the inverses (number, size, size).
+
+        Raises:
+            numpy.linalg.LinAlgError: if a sub-matrix has no inverse.
+        """
+        inverses = [np.linalg.inv(parities.ravel()[block]) for block in self._blocks]
+        return [
+            (weights[block[:, 0, :] % self.shape[1]] * np.linalg.norm(inverse, axis=2), inverse)
+            for block, inverse in zip(self._blocks, inverses, strict=True)
+        ]
+
+    def smooth(self, parities: Matrix, weights: Matrix, sharpness: float) -> tuple[float, Matrix]:
+        """Return the worst gain, and the gradient of the logarithm of its smooth version, (sum g^p)^(1/p).
+
+        With M the inverse of a sub-matrix B, the gain of its row r is |M_r|, and d|M_r|/dB = -M_r (M M_r)^T / |M_r|.
+        """
+        found = self.gains(parities, weights)
+        worst = max(float(gains.max()) for gains, _ in found)
+        shares = [(gains / worst) ** sharpness for gains, _ in found]
+        total = sum(float(share.sum()) for share in shares)
+        gradient = np.zeros(parities.size)
+        for block, share, (_, inverse) in zip(self._blocks, shares, found, strict=True):
+            products = inverse @ inverse.transpose(0, 2, 1)
+            scale = share / total / np.einsum("nrr->nr", products)
+            pull = -inverse.transpose(0, 2, 1) @ (scale[:, :, None] * products)
+            gradient += np.bincount(block.ravel(), pull.ravel(), parities.size)
+        return worst, gradient.reshape(parities.shape)
+
+
+@lru_cache(maxsize=64)
+def _designed(m: int, weights: tuple[float, ...]) -> LinearCode:
+    k, protect = len(weights), np.asarray(weights)
+    if m == 1:
+        return LinearCode.from_rows([weights])
+    losses = _Losses(m, k)
+    kernels = (np.exp(s * np.outer(np.linspace(-1, 1, m), np.linspace(-1, 1, k))) * protect for s in _SPREADS)
+    best = min((_rows_to_one(kernel) for kernel in kernels), key=lambda rows: worst_gain(rows, weights))
+    random = np.random.default_rng(0)
+    starts = [best, *(_rows_to_one(random.dirichlet(np.ones(k), size=m) + 1e-3) for _ in range(_RANDOM_STARTS))]
+    steps = min(_DESCENT_STEPS, _DESCENT_MINORS // losses.number)
+    designs = [best, *(_descend(start, losses, protect, steps) for start in starts)]
+    return LinearCode.from_rows(min(designs, key=lambda rows: worst_gain(rows, weights)).tolist())
 
 
 def _rows_to_one(matrix: Matrix) -> Matrix:
@@ -76,12 +130,24 @@ def _rows_to_one(matrix: Matrix) -> Matrix:
     return normalised
 
 
-def _descend(start: Matrix, random: np.random.Generator) -> Matrix:
-    """Improve coefficients by multiplicative random steps that shrink over time."""
-    best, least = start, worst_gain(start)
-    for step in range(_DESCENT_STEPS):
-        trial = _rows_to_one(best * np.exp(random.normal(0.0, 0.4 * 0.998**step, size=best.shape)))
-        gain = worst_gain(trial)
-        if gain < least:
-            best, least = trial, gain
+def _descend(start: Matrix, losses: _Losses, weights: Matrix, steps: int) -> Matrix:
+    """Lower the worst gain by Adam on the logarithms of the coefficients; return the best found."""
+    logarithms = np.log(start)
+    mean, square = np.zeros_like(start), np.zeros_like(start)
+    best, least = start, math.inf
+    for step in range(steps):
+        parities = _rows_to_one(np.exp(logarithms))
+        sharpness = _SHARPNESS[0] * (_SHARPNESS[1] / _SHARPNESS[0]) ** (step / steps)
+        try:
+            worst, gradient = losses.smooth(parities, weights, sharpness)
+        except np.linalg.LinAlgError:
+            break
+        if worst < least:
+            best, least = parities, worst
+        slope = parities * (gradient - (gradient * parities).sum(axis=1, keepdims=True))
+        mean = 0.9 * mean + 0.1 * slope
+        square = 0.99 * square + 0.01 * slope**2
+        corrected = mean / (1 - 0.9 ** (step + 1)), square / (1 - 0.99 ** (step + 1))
+        rate = _LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
+        logarithms = logarithms - rate * corrected[0] / (np.sqrt(corrected[1]) + 1e-12)
     return best

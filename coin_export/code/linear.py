@@ -165,6 +165,12 @@ class LinearCode:
             for lost in combinations(range(self.n), erasures)
         )
 
+    def worst_condition(self) -> float:
+        """Return the largest condition number of any k rows of the generator matrix; infinite if some are singular."""
+        rows = np.array(list(combinations(range(self.n), self.k)))
+        conditions = np.linalg.cond(self.generator[rows])
+        return float(np.nan_to_num(conditions, nan=np.inf).max())
+
     def worst_noise_gain(self) -> float:
         """Return the largest noise gain of any original over all losses of any m models."""
         worst = 0.0

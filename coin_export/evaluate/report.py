@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -10,13 +11,22 @@ from rich.table import Table
 
 from coin_export.code.manifest import Group, Quality
 
+_SINGULAR = 1e15  # a condition number that only rounding tells from infinity
+
 
 def group_json(group: Group) -> dict[str, Any]:
-    """Return everything known of a group as plain data."""
+    """Return everything known of a group as plain data.
+
+    ``worst_noise_gain`` and ``worst_condition``, the condition number of the worst k rows of the generator matrix, are
+    None where some loss of m models cannot be made good.
+    """
     code = group.code
+    gain, condition = code.worst_noise_gain(), code.worst_condition()
     return {
         **asdict(group),
         "generation": group.generation,
+        "worst_noise_gain": gain if math.isfinite(gain) else None,
+        "worst_condition": condition if condition < _SINGULAR else None,
         "survives_any_erasures": code.m if code.survives_any(code.m) else _survived(group),
     }
 
@@ -29,7 +39,17 @@ def group_tables(group: Group) -> Rows:
     for member in group.members:
         row = "  ".join(f"{value:.3f}" for value in member.row)
         members.add_row(member.name, member.role, row, _percent(member.accuracy), member.digest[:15])
-    return Rows(members, quality_table(group), _signature(group))
+    return Rows(members, _worst(group), quality_table(group), _signature(group))
+
+
+def _worst(group: Group) -> str:
+    gain, condition = group.code.worst_noise_gain(), group.code.worst_condition()
+    if not math.isfinite(gain) or condition >= _SINGULAR:
+        return f"Not every loss of {group.code.m} of the {group.code.n} models can be made good."
+    return (
+        f"Any {group.code.m} of the {group.code.n} models lost: noise gain at most {gain:.2f}, condition number of the "
+        f"{group.code.k} rows left at most {condition:.1f}."
+    )
 
 
 def quality_table(group: Group) -> Table:

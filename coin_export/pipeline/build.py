@@ -148,7 +148,7 @@ def _build(
     originals = sign_models(models, calibration, options.outputs)
     padded = combinable(originals, calibration)
     whole = padded[0].signature
-    code = options.code.code(len(originals))
+    code = options.code.code([original.name for original in originals])
     check_target(target, name, [*models, *coded_names(name, code, models)])
     fit, held_out = calibration.split(options.held_out, options.seed)
     with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):

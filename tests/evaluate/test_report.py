@@ -1,6 +1,7 @@
 import io
 import json
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -26,6 +27,7 @@ def test_the_tables_tell_the_code_and_every_erasure_pattern() -> None:
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(group_tables(GROUP))
     text = console.export_text()
+    assert "noise gain at most 4.00" in text
     for expected in ("k = 2, m = 1", "0.250  0.750", "image FP32 [1, 28, 28]", "97.5", "60.0", "75.0", "1.33"):
         assert expected in text
 
@@ -33,6 +35,8 @@ def test_the_tables_tell_the_code_and_every_erasure_pattern() -> None:
 def test_the_json_is_plain_and_whole() -> None:
     content = json.loads(json.dumps(group_json(GROUP)))
     assert content["survives_any_erasures"] == 1
+    assert content["worst_noise_gain"] == 4.0
+    assert content["worst_condition"] == pytest.approx(float(np.linalg.cond(np.array([[0, 1], [0.25, 0.75]]))))
     assert content["generation"] == GROUP.generation
     assert [member["name"] for member in content["members"]] == ["a", "b", "digits_coded_0"]
     assert content["quality"][0]["noise_gain"] == 4.0
