@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -130,6 +133,30 @@ def test_the_service_says_why_it_cannot_answer(served: Served) -> None:
             assert refused.status_code == 422 and reason in refused.json()["detail"]
         assert http.post("/predict", json={"inputs": {"image": image}, "deadline_ms": -1}).status_code == 422
         assert 'outcome="failed"} 1.0' in http.get("/metrics").text
+
+
+def test_the_service_runs_as_its_header_says_and_ends_when_told(served: Served) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, str(ROOT / "examples" / "fastapi_service.py"), *served.addresses, "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE, text=True)
+    try:
+        ends = time.monotonic() + 120
+        while True:
+            try:
+                described = httpx.get(f"http://127.0.0.1:{port}/models", trust_env=False, timeout=60).json()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None and time.monotonic() < ends
+                time.sleep(0.1)
+        assert described["group"] == "tasks"
+        process.terminate()
+        _, log = process.communicate(timeout=60)
+        assert "Application shutdown complete" in log
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_the_batch_job_answers_every_point_although_a_server_is_stopped(served: Served, tmp_path: Path) -> None:
