@@ -7,7 +7,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 
 from coin_export.code.manifest import Group
-from coin_export.errors import DiscoveryError, RequestError
+from coin_export.errors import DiscoveryError, RequestError, UserError
 
 
 def check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
@@ -24,6 +24,18 @@ def check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
                 f"address {address!r} is not 'host:port'; give the port of Triton's gRPC (8001 by default) or HTTP"
             )
     return tuple(dict.fromkeys(addresses))
+
+
+def check_versions(versions: Mapping[str, str]) -> dict[str, str]:
+    """Return the model versions.
+
+    Raises:
+        UserError: if one is no number in the form of a text.
+    """
+    for model, version in versions.items():
+        if not isinstance(version, str) or not version.isdecimal():
+            raise UserError(f"model_versions[{model!r}] is {version!r}; give a version as text, such as '2'")
+    return dict(versions)
 
 
 def check_deadline(deadline: float | None) -> float:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 from coin_export.client.answer import Answer, Answers, Array
-from coin_export.client.arguments import check_addresses, check_deadline, combination, wanted_rows
-from coin_export.client.discovery import Topology
-from coin_export.client.fanout import Fanout, Request
-from coin_export.client.gather import Finish, Gather
+from coin_export.client.arguments import check_addresses, check_deadline, check_versions, combination, wanted_rows
+from coin_export.client.asking import Asking, Goal
+from coin_export.client.fanout import Request
 from coin_export.client.memory import Memory
 from coin_export.client.observer import Observer, Observers
-from coin_export.client.outcome import answers, mean, undecodable
+from coin_export.client.outcome import answers, mean
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.server import Limits
-from coin_export.client.signature import Signature
 from coin_export.client.transport import Parameter, RequestOptions, Transport, TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
-from coin_export.client.watch import RequestWatch
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError
 
@@ -32,29 +28,11 @@ DEFAULT_TRANSPORT = TransportOptions()
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-_Result = Callable[[Group, Fanout, Finish], Answers]
-
-
-class _Goal(NamedTuple):
-    """What is asked for: the originals that it needs, a combination of them or themselves, and how it is returned."""
-
-    rows: tuple[int, ...]
-    combination: tuple[float, ...] | None
-    result: _Result
-
-
-@dataclass(frozen=True, eq=False)
-class _Connection:
-    """What connecting found out; one per connected client."""
+class _Connection(NamedTuple):
+    """What a connected client has."""
 
     pool: ServerPool
-    topology: Topology
-    signature: Signature
     memory: Memory
-
-    @property
-    def group(self) -> Group:
-        return self.topology.group
 
 
 class CodedClient:
@@ -72,9 +50,11 @@ class CodedClient:
         transport: TLS, headers, compression and channel arguments.
         make_transport: makes the transport for an address: `GrpcTransport`, or `HttpTransport`.
         observers: are told of requests, calls and servers; see `Observer`.
+        model_versions: by model name, the version to ask for; the newest that a server holds of the others.
 
     Raises:
         DiscoveryError: if an address is not ``host:port``, or none is given.
+        UserError: if a model version is no number in the form of a text.
     """
 
     def __init__(
@@ -87,6 +67,7 @@ class CodedClient:
         transport: TransportOptions = DEFAULT_TRANSPORT,
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
         observers: Sequence[Observer] = (),
+        model_versions: Mapping[str, str] = NOTHING,
     ) -> None:
         self._addresses = check_addresses(addresses)
         self._group_name = group
@@ -94,6 +75,7 @@ class CodedClient:
         self._limits = limits
         self._make_transport = lambda address: make_transport(address, transport)
         self._observers = Observers(observers)
+        self._model_versions = check_versions(model_versions)
         self._connection: _Connection | None = None
 
     async def __aenter__(self) -> CodedClient:
@@ -107,13 +89,13 @@ class CodedClient:
 
     @property
     def group(self) -> Group:
-        """The group that was found: its members, code and measured quality."""
-        return self._connected.group
+        """The group, as it was built: its members, code and measured quality; changes when a build is rolled out."""
+        return self._connected.pool.build.group
 
     @property
     def servers(self) -> Mapping[str, tuple[str, ...]]:
-        """Addresses by member, as found when connecting."""
-        return self._connected.topology.servers
+        """Addresses by member, of the servers that hold this build of it, as far as is known."""
+        return self._connected.pool.build.servers
 
     @property
     def server_versions(self) -> Mapping[str, str]:
@@ -129,11 +111,17 @@ class CodedClient:
         """
         if self._connection is not None:
             return
-        pool = ServerPool(self._addresses, self._make_transport, self._limits, self._policy.route, self._observers)
+        pool = ServerPool(
+            self._addresses,
+            self._make_transport,
+            self._limits,
+            self._policy.route,
+            self._observers,
+            self._model_versions,
+        )
         try:
-            topology = await pool.discover(self._group_name)
-            signature = Signature(topology.group, topology.max_batch_size)
-            self._connection = _Connection(pool, topology, signature, Memory(self._policy))
+            await pool.discover(self._group_name)
+            self._connection = _Connection(pool, Memory(self._policy))
         except BaseException:
             await pool.close()
             raise
@@ -179,9 +167,9 @@ class CodedClient:
             UndecodableError: if too few members answered in time, or too many failed for any to suffice.
             ClientError: if the client is not connected.
         """
-        rows = wanted_rows(self._connected.group, wanted)
+        rows = wanted_rows(self.group, wanted)
         options = RequestOptions(request_id, priority, timeout, headers, parameters)
-        return await self._ask(inputs, _Goal(rows, None, answers), deadline, options)
+        return await self._ask(inputs, Goal(rows, None, answers), deadline, options)
 
     async def infer_mean(
         self,
@@ -221,57 +209,30 @@ class CodedClient:
             UndecodableError: if what arrived in time does not determine the mean.
             ClientError: if the client is not connected.
         """
-        group = self._connected.group
+        group = self.group
         coefficients = combination(group, weights)
         rows = tuple(row for row, coefficient in enumerate(coefficients) if coefficient)
         options = RequestOptions(request_id, priority, timeout, headers, parameters)
-        found = await self._ask(inputs, _Goal(rows, coefficients, mean), deadline, options)
+        found = await self._ask(inputs, Goal(rows, coefficients, mean), deadline, options)
         return found[group.name]
 
     async def _ask(
-        self, inputs: Mapping[str, Array], goal: _Goal, deadline: float | None, options: RequestOptions
+        self, inputs: Mapping[str, Array], goal: Goal, deadline: float | None, options: RequestOptions
     ) -> Answers:
         started = asyncio.get_running_loop().time()
-        connection = self._connected
-        batch = connection.signature.check_request(inputs)
+        pool, memory = self._connected
+        build = pool.build
+        batch = build.signature.check_request(inputs)
         ends = started + check_deadline(deadline)
-        gather = Gather(
-            connection.group.code, goal.rows, self._policy, connection.memory, started, ends, goal.combination
-        )
-        connection.pool.look_up_suspects()
-        encoded = connection.pool.encode(inputs, connection.signature.input_datatypes)
-        request = Request(encoded, batch, options)
+        pool.look_up_due()
+        request = Request(pool.encode(inputs, build.signature.input_datatypes), batch, options, started)
+        asking = Asking(pool, self._policy, memory, goal, request, ends)
         if not self._observers:
-            fanout = Fanout(gather, connection.pool, connection.signature, request)
-            return await _run(connection.group, fanout, goal.result)
-        group = connection.group
-        due = (group.name,) if goal.combination else tuple(group.members[row].name for row in goal.rows)
-        watch = RequestWatch(self._observers, group, goal.rows, due, batch, options, started, ends)
-        fanout = Fanout(gather, connection.pool, connection.signature, request, watch)
-        found, problem = None, None
-        try:
-            found = await _run(connection.group, fanout, goal.result)
-            return found
-        except BaseException as error:
-            problem = error
-            raise
-        finally:
-            left = connection.memory.bucket.left
-            watch.end(found, problem, decode_s=fanout.decode_s, refusals=gather.refusals, budget_left=left)
+            return await asking.answers(build)
+        return await asking.watched_answers(build, self._observers)
 
     @property
     def _connected(self) -> _Connection:
         if self._connection is None:
             raise ClientError("the client is not connected: use it inside `async with`, or await its connect()")
         return self._connection
-
-
-async def _run(group: Group, fanout: Fanout, result: _Result) -> Answers:
-    try:
-        fanout.start()
-        outcome = await fanout.outcome
-    finally:
-        fanout.close()
-    if isinstance(outcome, Finish):
-        return result(group, fanout, outcome)
-    raise undecodable(group, fanout, outcome.cause)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 from coin_export.client.transport import Transport
 from coin_export.code.manifest import PARAMETER_KEY, Group, from_json
@@ -12,11 +13,24 @@ from coin_export.errors import DiscoveryError
 
 @dataclass(frozen=True)
 class Served:
-    """A member of a group that a server serves."""
+    """A member of a group that a server serves.
+
+    Attributes:
+        group: the build that it belongs to.
+        member: its name.
+        max_batch_size: 0 for a model that does no batching of its own.
+        version: the model version that answers; empty if the server does not say.
+    """
 
     group: Group
     member: str
     max_batch_size: int
+    version: str
+
+    @cached_property
+    def generation(self) -> str:
+        """See `Group.generation`."""
+        return self.group.generation
 
 
 @dataclass(frozen=True)
@@ -28,47 +42,46 @@ class Report:
         ready: whether it calls itself ready.
         models: all models that are ready on it.
         served: those of them that belong to a group.
+        other_versions: by model, the versions that are ready in place of the one that is asked for.
     """
 
     version: str
     ready: bool
     models: tuple[str, ...]
     served: tuple[Served, ...]
+    other_versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def of(self, group: str) -> tuple[Served, ...]:
         """Return the served members of the group of this name."""
         return tuple(served for served in self.served if served.group.name == group)
 
 
-@dataclass(frozen=True)
-class Topology:
-    """A group and where it is served.
-
-    Attributes:
-        group: the group.
-        max_batch_size: the largest batch that every server found accepts; 0 when there is no bound.
-        servers: addresses by member, in the order in which they were given.
-    """
-
-    group: Group
-    max_batch_size: int
-    servers: Mapping[str, tuple[str, ...]]
+Reports = Mapping[str, Report]
 
 
-async def ask(transport: Transport) -> Report:
+async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
     """Ask a server what it serves.
+
+    Args:
+        transport: reaches it.
+        versions: by model, the version to ask for, where the server's default is not wanted.
 
     Raises:
         TransportError: if a call fails.
         ManifestError: if a model's description of its group cannot be read.
         DiscoveryError: if a model is served under another name than it was built for.
     """
-    version = await transport.server_metadata()
+    server_version = await transport.server_metadata()
     ready = await transport.ready()
     models = await transport.model_index()
     served = []
-    for model in models:
-        config = await transport.model_config(model)
+    other_versions = {}
+    for model, found in models.items():
+        version = versions.get(model, "")
+        if version and version not in found:
+            other_versions[model] = found
+            continue
+        config = await transport.model_config(model, version)
         text = config.parameters.get(PARAMETER_KEY)
         if text is None:
             continue
@@ -78,50 +91,83 @@ async def ask(transport: Transport) -> Report:
                 f"server {transport.address}: model {model!r} was built as {member!r} of group {group.name!r}; "
                 "serve models under the names they were built with"
             )
-        served.append(Served(group, member, config.max_batch_size))
-    return Report(version, ready, tuple(models), tuple(served))
+        served.append(Served(group, member, config.max_batch_size, version or _default_version(found)))
+    return Report(server_version, ready, tuple(models), tuple(served), other_versions)
 
 
-def resolve(reports: Mapping[str, Report], down: Mapping[str, str], wanted: str | None) -> Topology:
-    """Find the group that the servers serve together.
+def resolve(reports: Reports, down: Mapping[str, str], wanted: str | None, versions: Mapping[str, str]) -> str:
+    """Find the group that the servers serve together, and whether a client can begin with it.
 
     A member that only unreachable servers can hold is tolerated as long as the others determine every original.
+    Servers may hold different builds of the group, as they do while a new one is rolled out, if the builds can take
+    each other's place and one of them is whole enough.
 
     Args:
         reports: by address, from the servers that answered.
         down: by address, why the others did not.
         wanted: the group's name; None when there is only one.
+        versions: of models, as for `ask`.
+
+    Returns:
+        The group's name.
 
     Raises:
-        DiscoveryError: if no server answered, no group or several are served, servers hold different builds of
-            it, a member is served by none, or too few are reachable.
+        DiscoveryError: if no server answered, no group or several are served, servers hold builds of which none
+            can do alone or that are too different, a member or its version is served by none, or too few are
+            reachable.
     """
     if not reports:
         raise DiscoveryError(
             f"none of the {len(down)} servers could be asked what it serves: {_listed(down)}; "
             "check that they run and that these are their gRPC addresses (port 8001 by default)"
         )
+    if not down:
+        _check_versions(reports, versions)
     name = _choose_group(reports, down, wanted)
-    group = _one_generation(reports, name)
-    servers = serving(reports, group)
-    _check_whole(group, servers, reports, down)
-    limits = [served.max_batch_size for report in reports.values() for served in report.of(name)]
-    return Topology(group, min((limit for limit in limits if limit > 0), default=0), servers)
+    builds = builds_of(reports, name)
+    first = next(iter(builds.values()))
+    members = [member.name for member in first.members]
+    if not set(versions) <= set(members):
+        raise DiscoveryError(f"model_versions is {dict(versions)}; the models of group {name!r} are {members}")
+    if len(builds) == 1:
+        _check_whole(first, serving(reports, first), reports, down)
+    else:
+        _check_roll_out(builds, reports)
+    return name
 
 
-def serving(reports: Mapping[str, Report], group: Group) -> dict[str, tuple[str, ...]]:
-    """Return by member the addresses of the servers that serve this very build of it."""
-    return {
-        member.name: tuple(
-            address
-            for address, report in reports.items()
-            if any(s.member == member.name and s.group.generation == group.generation for s in report.of(group.name))
-        )
-        for member in group.members
-    }
+def builds_of(reports: Reports, name: str) -> dict[str, Group]:
+    """Return the builds of a group that are served, by generation, in the order in which they are found."""
+    return {served.generation: served.group for report in reports.values() for served in report.of(name)}
 
 
-def _choose_group(reports: Mapping[str, Report], down: Mapping[str, str], wanted: str | None) -> str:
+def serving(reports: Reports, group: Group) -> dict[str, dict[str, Served]]:
+    """Return by member of this very build, and then by address, how it is served."""
+    generation = group.generation
+    found: dict[str, dict[str, Served]] = {member.name: {} for member in group.members}
+    for address, report in reports.items():
+        for served in report.of(group.name):
+            if served.generation == generation:
+                found[served.member][address] = served
+    return found
+
+
+def may_replace(group: Group, other: Group) -> bool:
+    """Tell whether callers of one build can be answered by the other: same members, inputs and outputs."""
+    return _interface(group) == _interface(other)
+
+
+def _interface(group: Group) -> tuple[object, ...]:
+    members = tuple((member.name, member.role, group.outputs_of(member)) for member in group.members)
+    return group.inputs, group.outputs, group.code_space, members
+
+
+def _default_version(versions: tuple[str, ...]) -> str:
+    """Return the version that Triton takes when none is named: the greatest number."""
+    return max(versions, key=lambda version: int(version) if version.isdecimal() else -1)
+
+
+def _choose_group(reports: Reports, down: Mapping[str, str], wanted: str | None) -> str:
     names = sorted({served.group.name for report in reports.values() for served in report.served})
     if wanted in names:
         return str(wanted)
@@ -143,24 +189,49 @@ def _choose_group(reports: Mapping[str, Report], down: Mapping[str, str], wanted
     return names[0]
 
 
-def _one_generation(reports: Mapping[str, Report], name: str) -> Group:
-    found: dict[str, Group] = {}
-    holders: dict[str, list[str]] = {}
-    for address, report in reports.items():
-        for served in report.of(name):
-            found.setdefault(served.group.generation, served.group)
-            holders.setdefault(served.group.generation, []).append(f"{served.member} on {address}")
-    if len(found) > 1:
-        builds = {generation.removeprefix("sha256:")[:12]: ", ".join(held) for generation, held in holders.items()}
-        raise DiscoveryError(
-            f"the servers hold different builds of group {name!r}, which must not be decoded together: "
-            f"{_listed(builds)}; serve all members from one build"
+def _check_versions(reports: Reports, versions: Mapping[str, str]) -> None:
+    for model, version in versions.items():
+        others = {
+            address: _named(report.other_versions[model])
+            for address, report in reports.items()
+            if model in report.other_versions
+        }
+        served = any(model == item.member for report in reports.values() for item in report.served)
+        if others and not served:
+            raise DiscoveryError(
+                f"version {version!r} of model {model!r} is served by none of the servers; the versions served are "
+                f"{_listed(others)}; name one of them in model_versions, or leave the model out for the newest"
+            )
+
+
+def _check_roll_out(builds: Mapping[str, Group], reports: Reports) -> None:
+    first, *others = builds.values()
+    holders = {
+        generation.removeprefix("sha256:")[:12]: _named(
+            f"{member} on {_named(addresses)}" for member, addresses in serving(reports, group).items() if addresses
         )
-    return next(iter(found.values()))
+        for generation, group in builds.items()
+    }
+    if not all(may_replace(first, other) for other in others):
+        raise DiscoveryError(
+            f"the servers hold builds of group {first.name!r} with different models, inputs or outputs: "
+            f"{_listed(holders)}; serve all members from one build, or give a build with others a group name of its own"
+        )
+    if not any(decodable(reports, group) for group in builds.values()):
+        raise DiscoveryError(
+            f"the servers hold different builds of group {first.name!r}, which must not be decoded together, and none "
+            f"of them is served by enough members: {_listed(holders)}; serve all members from one build"
+        )
+
+
+def decodable(reports: Reports, group: Group) -> bool:
+    """Tell whether the servers that hold this build determine every original."""
+    servers = serving(reports, group)
+    return group.code.decodable([row for row, member in enumerate(group.members) if servers[member.name]])
 
 
 def _check_whole(
-    group: Group, servers: Mapping[str, tuple[str, ...]], reports: Mapping[str, Report], down: Mapping[str, str]
+    group: Group, servers: Mapping[str, Mapping[str, Served]], reports: Reports, down: Mapping[str, str]
 ) -> None:
     missing = [member for member, addresses in servers.items() if not addresses]
     # A server that is still loading its models may yet serve what is missing.

@@ -14,10 +14,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from coin_export.client.answer import Outputs
+from coin_export.client.build import Build
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
-from coin_export.client.pool import ServerPool
 from coin_export.client.server import Server, Task
-from coin_export.client.signature import Signature
 from coin_export.client.transport import Reply, RequestOptions
 from coin_export.client.watch import CallWatch, RequestWatch
 from coin_export.errors import TransportError
@@ -31,11 +30,13 @@ class Request:
         encoded: the inputs, as `Transport.encode` made them.
         batch: the batch size of the inputs.
         options: what travels with them.
+        started: the loop's time at which the caller asked.
     """
 
     encoded: Any
     batch: int
     options: RequestOptions
+    started: float
 
 
 class _Call(NamedTuple):
@@ -50,13 +51,13 @@ class Fanout:
 
     Args:
         gather: decides.
-        pool: chooses servers.
-        signature: the models' names; checks what comes back.
+        build: chooses servers, and checks what comes back.
         request: what is sent.
         watch: is told of every call; None when nobody watches.
 
     Attributes:
         request: what is sent.
+        group: the build that is asked.
         outcome: how the request ended; an exception that nobody foresaw is handed to the caller through it.
         outputs: usable answers by row.
         model_versions: of the models that gave them, by row.
@@ -68,20 +69,19 @@ class Fanout:
     def __init__(
         self,
         gather: Gather,
-        pool: ServerPool,
-        signature: Signature,
+        build: Build,
         request: Request,
         watch: RequestWatch | None = None,
     ) -> None:
         self.request = request
+        self.group = build.group
         self.model_versions: dict[int, str] = {}
         self.outputs: dict[int, Outputs] = {}
         self.latency_s: dict[int, float] = {}
         self.failures: dict[int, str] = {}
         self.decode_s = 0.0
         self._gather = gather
-        self._pool = pool
-        self._signature = signature
+        self._build = build
         self._watch = watch
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
@@ -92,7 +92,12 @@ class Fanout:
     @property
     def elapsed_s(self) -> float:
         """Seconds since the request began."""
-        return self._loop.time() - self._gather.started
+        return self._loop.time() - self.request.started
+
+    @property
+    def refusals(self) -> int:
+        """How often the budget had too little left."""
+        return self._gather.refusals
 
     def start(self) -> None:
         """Send the first calls."""
@@ -146,9 +151,9 @@ class Fanout:
     def _send(self, send: Send, now: float) -> list[Action]:
         actions: list[Action] = []
         for row in send.rows:
-            server = self._pool.route(row, send.though_down)
+            server = self._build.route(row, send.though_down)
             if server is None:
-                self.failures[row] = self._pool.why_no_route(row)
+                self.failures[row] = self._build.why_no_route(row)
                 told = self._gather.failed if send.though_down else self._gather.withheld
                 actions += told(row, now)
             elif not self._gather.ended:
@@ -156,8 +161,9 @@ class Fanout:
                 watch, options = None, self.request.options
                 if self._watch is not None:
                     watch, options = self._watch.send(row, server, now)
+                signature, version = self._build.signature, self._build.versions[row]
                 work = server.transport.infer(
-                    self._signature.members[row], self.request.encoded, self._signature.output_names, options
+                    signature.members[row], self.request.encoded, signature.output_names, options, version
                 )
                 self._calls[row] = _Call(server, server.call(work, partial(self._on_done, row)), now, watch)
         return actions
@@ -213,13 +219,16 @@ class Fanout:
         if isinstance(error, TransportError):
             return str(error)
         reply: Reply = task.result()
+        server, signature = self._calls[row].server, self._build.signature
         accepted = next(iter(self.outputs.values()), None)
-        problem = self._signature.problem_with(row, reply.outputs, self.request.batch, accepted)
+        problem = self._build.problem_with(row, server, reply.model_version) or signature.problem_with(
+            row, reply.outputs, self.request.batch, accepted
+        )
         if problem:
-            return f"server {self._calls[row].server.address}, model {self._signature.members[row]!r}: {problem}"
+            return f"server {server.address}, model {signature.members[row]!r}: {problem}"
         self.outputs[row] = reply.outputs
         self.model_versions[row] = reply.model_version
-        self.latency_s[row] = now - self._gather.started
+        self.latency_s[row] = now - self.request.started
         return ""
 
 

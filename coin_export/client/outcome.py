@@ -8,7 +8,6 @@ from coin_export.client.answer import Answer, Answers, Source
 from coin_export.client.fanout import Fanout
 from coin_export.client.gather import Cause, Finish
 from coin_export.code.decode import decode
-from coin_export.code.manifest import Group
 from coin_export.errors import UndecodableError
 
 _CURE = {
@@ -17,15 +16,15 @@ _CURE = {
 }
 
 
-def answers(group: Group, fanout: Fanout, finish: Finish) -> Answers:
+def answers(fanout: Fanout, finish: Finish) -> Answers:
     """Return the direct answers as they came, and decode the others."""
-    found = {row: _direct(group, fanout, row) for row in finish.direct} | _decoded(group, fanout, finish)
+    found = {row: _direct(fanout, row) for row in finish.direct} | _decoded(fanout, finish)
     return Answers({found[row].model: found[row] for row in sorted(found)})
 
 
-def mean(group: Group, fanout: Fanout, finish: Finish) -> Answers:
+def mean(fanout: Fanout, finish: Finish) -> Answers:
     """Return the combination that was asked for under the group's name; direct if no coded answer took part."""
-    decoding = finish.decoding
+    group, decoding = fanout.group, finish.decoding
     assert decoding is not None
     began = time.perf_counter()
     outputs = {
@@ -47,10 +46,10 @@ def mean(group: Group, fanout: Fanout, finish: Finish) -> Answers:
     return Answers({group.name: answer})
 
 
-def undecodable(group: Group, fanout: Fanout, cause: Cause) -> UndecodableError:
+def undecodable(fanout: Fanout, cause: Cause) -> UndecodableError:
     """Make the error: it hands over what arrived, and says of every other member why it is missing."""
-    elapsed_s = fanout.elapsed_s
-    arrived = {group.members[row].name: _direct(group, fanout, row) for row in sorted(fanout.outputs)}
+    group, elapsed_s = fanout.group, fanout.elapsed_s
+    arrived = {group.members[row].name: _direct(fanout, row) for row in sorted(fanout.outputs)}
     failures = {
         member.name: fanout.failures.get(row) or _silence(fanout.pending.get(row), elapsed_s)
         for row, member in enumerate(group.members)
@@ -64,9 +63,9 @@ def undecodable(group: Group, fanout: Fanout, cause: Cause) -> UndecodableError:
     return UndecodableError(message, arrived=arrived, failures=failures, elapsed_s=elapsed_s)
 
 
-def _direct(group: Group, fanout: Fanout, row: int) -> Answer:
+def _direct(fanout: Fanout, row: int) -> Answer:
     return Answer(
-        group.members[row].name,
+        fanout.group.members[row].name,
         fanout.outputs[row],
         Source.DIRECT,
         noise_gain=0.0,
@@ -77,10 +76,11 @@ def _direct(group: Group, fanout: Fanout, row: int) -> Answer:
     )
 
 
-def _decoded(group: Group, fanout: Fanout, finish: Finish) -> dict[int, Answer]:
+def _decoded(fanout: Fanout, finish: Finish) -> dict[int, Answer]:
     decoding = finish.decoding
     if decoding is None:
         return {}
+    group = fanout.group
     began = time.perf_counter()
     own = [group.outputs_of(group.members[row]) for row in decoding.originals]
     arrays = {

@@ -1,23 +1,27 @@
-"""All servers of a client: looked up at the start and again when one was down, chosen for a member, closed."""
+"""All servers of a client: looked up at the start and again when in doubt, and which build of the group to use."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from coin_export.client.answer import Array
-from coin_export.client.discovery import Topology, resolve, serving
+from coin_export.client.build import Build
+from coin_export.client.discovery import Report, builds_of, may_replace, resolve
 from coin_export.client.observer import Observers
 from coin_export.client.routing import Routing
 from coin_export.client.server import Limits, Server, Task
 from coin_export.client.transport import Transport
-from coin_export.code.manifest import Group
 
 logger = logging.getLogger("coin_export.client")
+
+NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
 class ServerPool:
@@ -29,6 +33,7 @@ class ServerPool:
         limits: bounds on waiting.
         routing: chooses among the servers of a member.
         observers: are told which servers are in use.
+        versions: by model, the version to ask for; the server's default of the others.
 
     Raises:
         TransportError: if a transport cannot be made.
@@ -41,25 +46,35 @@ class ServerPool:
         limits: Limits,
         routing: Routing,
         observers: Observers | None = None,
+        versions: Mapping[str, str] = NO_VERSIONS,
     ) -> None:
         self._limits = limits
-        self._routing = routing
-        self._rng = random.Random()
+        self._versions = versions
         self._observers = observers or Observers()
         self._loop = asyncio.get_running_loop()
-        self._group: Group | None = None
         self._closed = False
-        self._routes: list[tuple[Server, ...]] = []
+        self._builds: dict[str, Build] = {}  # by generation, those that servers hold, the newest last
+        self._build: Build | None = None
         self._servers = {address: Server(transport(address), limits, self._doubt) for address in addresses}
+        self._make_build = partial(
+            Build, servers=self._servers, versions=versions, routing=routing, rng=random.Random()
+        )
         # Servers whose state is in doubt: down, or unavailable a moment ago. Looked up until they are in order.
         self._suspects = set(self._servers.values())
+        self._rediscover_at = math.inf
+
+    @property
+    def build(self) -> Build:
+        """The build for requests that begin now."""
+        assert self._build is not None, "discover() comes first"
+        return self._build
 
     @property
     def versions(self) -> dict[str, str]:
         """Server versions by address, of the servers that were looked up."""
         return {server.address: server.report.version for server in self._servers.values() if server.report}
 
-    async def discover(self, group: str | None) -> Topology:
+    async def discover(self, group: str | None) -> None:
         """Ask all servers at the same time what they serve.
 
         A server that accepts the connection and never answers is not cancelled (the safety rule holds before
@@ -73,61 +88,57 @@ class ServerPool:
         for server in self._servers.values():
             if server.looking_up:
                 server.down = f"it did not answer within {self._limits.discovery_s:g} s"
-        reports = {server.address: server.report for server in self._servers.values() if server.report}
+        reports = self._reports
         down = {server.address: server.down for server in self._servers.values() if not server.report}
-        topology = resolve(reports, down, group)
-        self._group = topology.group
+        name = resolve(reports, down, group, self._versions)
+        found = builds_of(reports, name).values()
+        self._builds = {group.generation: self._make_build(group) for group in found}
+        self._build = next(iter(self._builds.values()))
         for server in self._servers.values():
             if server.report:
-                self._admit(server)
+                self._admit(server, server.report)
+        self._settle()
+        for server in self._servers.values():
             if server.down:
                 self._tell_down(server)
             else:
                 self._tell_up(server)
-        for member, addresses in topology.servers.items():
+        for member, addresses in self.build.servers.items():
             if not addresses:
                 logger.warning(
                     "model %s is served by none of the servers reached",
                     member,
                     extra={"event": "model_unserved", "model": member},
                 )
-        return topology
-
-    def route(self, row: int, though_down: bool = False) -> Server | None:
-        """Choose a server for a member.
-
-        Args:
-            row: the member.
-            though_down: take one that counts as down, if all do; the bound on abandoned calls holds even then.
-
-        Returns:
-            None when there is no such server.
-        """
-        servers = [server for server in self._routes[row] if server.usable]
-        if not servers and though_down:
-            servers = [server for server in self._routes[row] if server.has_room]
-        if len(servers) < 2:
-            return servers[0] if servers else None
-        return servers[self._routing.choose([server.outstanding for server in servers], self._rng)]
-
-    def why_no_route(self, row: int) -> str:
-        """Say why `route` found none."""
-        return "; ".join(f"server {server.address}: {server.why_not_usable}" for server in self._routes[row]) or (
-            "no server that serves it could be reached: "
-            + "; ".join(f"{server.address}: {server.down}" for server in self._servers.values() if server.down)
-        )
 
     def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
         """Make a request's inputs ready for the wire, once for all servers."""
         return next(iter(self._servers.values())).transport.encode(inputs, datatypes)
 
-    def look_up_suspects(self) -> None:
+    def look_up_due(self) -> None:
         """Look up, in the background, the servers that are due; costs nothing while all are in order."""
-        if self._suspects:
-            now = self._loop.time()
-            for server in self._suspects:
-                if not server.looking_up and now >= server.next_lookup:
-                    self._look_up(server)
+        now = self._loop.time()
+        if now >= self._rediscover_at:
+            self._rediscover_at = now + self._limits.rediscovery_interval_s
+            self._suspects.update(self._servers.values())
+        for server in self._suspects:
+            if not server.looking_up and now >= server.next_lookup:
+                self._look_up(server)
+
+    async def another_chance(self, failed: Build, until: float) -> Build | None:
+        """Return a build for a request that ``failed`` could not answer: another one, or it again if things changed.
+
+        Looks up, as a last resort, the servers that may have been replaced, and waits for that, but not longer than
+        until the time given, or than connecting would: a roll-out costs such a request time, not its answer.
+        """
+        doubtful = [server for server in self._servers.values() if server.in_doubt and not self._closed]
+        tasks = [server.look_up_under_way or self._look_up(server) for server in doubtful]
+        if tasks:
+            timeout = min(until - self._loop.time(), self._limits.discovery_s)
+            await asyncio.wait(tasks, timeout=max(timeout, 0.0))
+        if self._closed or self._loop.time() >= until or not self.build.strength[0]:
+            return None
+        return self.build if tasks or self.build is not failed else None
 
     async def close(self) -> None:
         """Wait a bounded time for the calls under way, then close the connections.
@@ -155,15 +166,21 @@ class ServerPool:
             await asyncio.wait(calls, timeout=timeout)
 
     def _doubt(self, server: Server, reason: str) -> None:
+        if self._closed:
+            return
         if reason:
             self._set_down(server, reason)
-        if server not in self._suspects and not self._closed:
-            self._suspects.add(server)
-            self.look_up_suspects()
+        elif server.in_doubt and not server.down:
+            server.next_lookup = self._loop.time()  # it was in order when it was looked up last: do so again at once
+        known = server in self._suspects
+        self._suspects.add(server)
+        if not known or server.in_doubt:
+            self.look_up_due()
+        self._settle()
 
     def _look_up(self, server: Server) -> Task:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s
-        return server.look_up(partial(self._looked_up, server))
+        return server.look_up(self._versions, partial(self._looked_up, server))
 
     def _looked_up(self, server: Server, task: Task) -> None:
         if task.cancelled():
@@ -171,37 +188,69 @@ class ServerPool:
         error = task.exception()
         if error is not None:
             self._set_down(server, str(error))
+            self._settle()
             return
-        server.report = task.result()
-        if self._group is None:  # still connecting
+        report: Report = task.result()
+        server.looked_up(report)
+        if self._build is None:  # still connecting
             return
         was_down = server.down
-        self._admit(server)
+        self._admit(server, report)
+        self._settle()
         if was_down and not server.down:
             logger.info(
                 "server %s is in use again", server.address, extra={"event": "server_up", "server": server.address}
             )
             self._tell_up(server)
 
-    def _admit(self, server: Server) -> None:
-        """Use a server that was looked up, if it serves the group that this client decodes."""
-        group, report = self._group, server.report
-        assert group is not None and report is not None
+    @property
+    def _reports(self) -> dict[str, Report]:
+        return {server.address: server.report for server in self._servers.values() if server.report}
+
+    def _admit(self, server: Server, report: Report) -> None:
+        """Use a server that was looked up, if it holds a build that this client's requests may be answered by."""
+        group = self.build.group
         served = report.of(group.name)
+        strange = [item.group for item in served if not may_replace(group, item.group)]
         if not served:
             self._set_down(server, f"it serves no member of group {group.name!r}")
-        elif any(item.group.generation != group.generation for item in served):
-            self._set_down(server, f"it serves another build of group {group.name!r}; connect anew to use it")
+        elif strange:
+            reason = f"it holds a build of group {group.name!r} with other models, inputs or outputs"
+            self._set_down(server, f"{reason}; connect anew to use it")
         else:
             server.down = ""
-            if report.ready:  # else it is still loading models, and is looked up again
+            if report.ready and not server.in_doubt:  # else it is still loading models, and is looked up again
                 self._suspects.discard(server)
-        self._build_routes(group)
+            for item in served:
+                if item.generation not in self._builds:
+                    self._builds[item.generation] = self._make_build(item.group)
+        for build in self._builds.values():
+            build.refresh(self._reports)
 
-    def _build_routes(self, group: Group) -> None:
-        reports = {server.address: server.report for server in self._servers.values() if server.report}
-        servers: Mapping[str, tuple[str, ...]] = serving(reports, group)
-        self._routes = [tuple(self._servers[address] for address in servers[member.name]) for member in group.members]
+    def _settle(self) -> None:
+        """Choose the build for the requests that begin from now on."""
+        current = self._build
+        if current is None:
+            return
+        self._builds = {key: build for key, build in self._builds.items() if build.held or build is current}
+        alone = len(self._builds) == 1
+        changing = not alone and sum(build.up for build in self._builds.values()) > 1
+        interval_s = self._limits.lookup_interval_s if changing else self._limits.rediscovery_interval_s
+        self._rediscover_at = min(self._rediscover_at, self._loop.time() + interval_s)
+        if alone:
+            return
+        # While servers change over, the build that more of them hold carries the load; of equals, the newer one.
+        best = max(enumerate(self._builds.values()), key=lambda item: (item[1].strength, item[0]))[1]
+        if best is not current and best.strength[0]:
+            self._build = best
+            names = {"group": best.group.name, "old": current.generation, "new": best.generation}
+            logger.warning(
+                "group %s: requests go to build %s now, no longer to %s",
+                best.group.name,
+                best.generation,
+                current.generation,
+                extra={"event": "build_changed", **names},
+            )
 
     def _set_down(self, server: Server, reason: str) -> None:
         was_up, server.down = not server.down, reason

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,12 @@ class Limits:
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
             stall puts no server out of use.
-        discovery_s: how long connecting waits for each server (all are asked at the same time).
-        lookup_interval_s: a server that is down is looked up again at most this often, when requests are made.
+        discovery_s: how long connecting waits for each server (all are asked at the same time), and how long a
+            request that cannot be answered waits for servers that may have been replaced.
+        lookup_interval_s: a server that is down is looked up again at most this often, when requests are made; all
+            servers are, while they hold different builds.
+        rediscovery_interval_s: all servers are looked up again after this time, when requests are made. A model that
+            was replaced behind the same connection, under the same version number, shows only then.
         close_s: how long closing waits for calls under way.
     """
 
@@ -47,6 +51,7 @@ class Limits:
     silence_s: float = 0.1
     discovery_s: float = 5.0
     lookup_interval_s: float = 1.0
+    rediscovery_interval_s: float = 30.0
     close_s: float = 2.0
 
 
@@ -74,6 +79,9 @@ class Server:
         self._limits = limits
         self._on_doubt = on_doubt
         self._look_up: Task | None = None
+        # Whether what it holds is in doubt, and how often that was said: a look-up settles what was said before it.
+        self._doubted = False
+        self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
         self._calls: dict[Task, Callable[[Task], None] | None] = {}
         self._abandoned: set[Task] = set()
@@ -90,14 +98,29 @@ class Server:
         return len(self._calls)
 
     @property
+    def look_up_under_way(self) -> Task | None:
+        """The look-up under way, if there is one."""
+        return self._look_up
+
+    @property
     def looking_up(self) -> bool:
         """Whether a look-up is under way."""
         return self._look_up is not None
 
     @property
+    def in_doubt(self) -> bool:
+        """Whether another server may have taken its place, or other models that of its own, since it was looked up."""
+        return self._doubted or not self.transport.connected
+
+    @property
+    def up(self) -> bool:
+        """Whether it answers, as far as is known, and what it holds is known."""
+        return not self.down and not self.in_doubt
+
+    @property
     def usable(self) -> bool:
         """Whether requests may be sent to it."""
-        return not self.down and self.has_room
+        return self.up and self.has_room
 
     @property
     def has_room(self) -> bool:
@@ -107,12 +130,31 @@ class Server:
     @property
     def why_not_usable(self) -> str:
         """Why requests may not be sent to it."""
+        if not self.down and self.in_doubt:
+            return "it, or its models, may have been replaced a moment ago; it is being looked up again"
         return self.down or f"{len(self._abandoned)} abandoned calls to it are still unanswered"
 
-    def look_up(self, on_done: Callable[[Task], None]) -> Task:
-        """Ask the server what it serves; says nothing about how it answers requests."""
-        self._look_up = self.call(ask(self.transport), on_done)
+    def look_up(self, versions: Mapping[str, str], on_done: Callable[[Task], None]) -> Task:
+        """Ask the server what it serves (see `ask`); says nothing about how it answers requests."""
+        self._doubted = self.in_doubt  # as the first call makes a lost connection anew
+        self._doubts_at_look_up = self._doubts
+        self._look_up = self.call(ask(self.transport, versions), on_done)
         return self._look_up
+
+    def looked_up(self, report: Report) -> None:
+        """Take in what it serves."""
+        self.report = report
+        self._doubted = self._doubts != self._doubts_at_look_up
+
+    def doubt(self) -> None:
+        """Ask it nothing more before it was looked up again: it seems to hold other models by now."""
+        self._doubted = True
+        self._doubts += 1
+        self.recheck()
+
+    def recheck(self) -> None:
+        """Have it looked up soon, as it is in doubt."""
+        self._on_doubt(self, "")
 
     def call(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Task], None]) -> Task:
         """Run a call in its own task; ``on_done`` gets the finished task, unless it was released before."""
@@ -165,8 +207,9 @@ class Server:
         elif not task.cancelled():
             self._judge(task.exception())
         # Asking for the exception also keeps asyncio from reporting it as never retrieved.
-        if not task.cancelled() and task.exception() is not None and self.transport.version is None:
-            self._on_doubt(self, "")
+        lost = self.transport.version is None or not self.transport.connected
+        if not task.cancelled() and task.exception() is not None and lost:
+            self.recheck()
         if on_done is not None:
             on_done(task)
 

@@ -56,6 +56,7 @@ class Signature:
         members: the models' names by row.
         input_datatypes: Triton datatypes by input name.
         output_names: the outputs to ask for.
+        max_batch_size: see above.
 
     Raises:
         DiscoveryError: if a tensor has a datatype that numpy cannot hold, or an output one that cannot be decoded.
@@ -66,7 +67,7 @@ class Signature:
         self._outputs = tuple(
             _specs(group.outputs_of(member), group.name, "output", _FLOATING) for member in group.members
         )
-        self._max_batch_size = max_batch_size
+        self.max_batch_size = max_batch_size
         self.members = tuple(member.name for member in group.members)
         self.input_datatypes = {tensor.name: tensor.dtype for tensor in group.inputs}
         self.output_names = tuple(tensor.name for tensor in group.outputs)
@@ -86,9 +87,9 @@ class Signature:
             _check_input(spec, inputs[spec.name], batch)
         if batch < 1:
             raise RequestError("the request's batch is empty; its first dimension must be at least 1")
-        if 0 < self._max_batch_size < batch:
+        if 0 < self.max_batch_size < batch:
             raise RequestError(
-                f"the request's batch of {batch} is above the servers' max_batch_size of {self._max_batch_size}; "
+                f"the request's batch of {batch} is above the servers' max_batch_size of {self.max_batch_size}; "
                 "send smaller batches"
             )
         return batch

@@ -70,6 +70,7 @@ class SyncCodedClient:
         transport: TransportOptions = DEFAULT_TRANSPORT,
         make_transport: Callable[[str, TransportOptions], Transport] = GrpcTransport,
         observers: Sequence[Observer] = (),
+        model_versions: Mapping[str, str] = NOTHING,
     ) -> None:
         self._client = CodedClient(
             addresses,
@@ -79,6 +80,7 @@ class SyncCodedClient:
             transport=transport,
             make_transport=make_transport,
             observers=observers,
+            model_versions=model_versions,
         )
         self._portal: _Portal | None = None
         self._lock = threading.Lock()  # of connecting and closing only

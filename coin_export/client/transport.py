@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -139,6 +139,14 @@ class Transport(ABC):
     def may_cancel(self) -> bool:
         """Whether cancelling a call is safe, on this wire and at this server's version."""
 
+    @property
+    def connected(self) -> bool:
+        """Whether the connection over which the version was asked for still stands, as far as this side can tell.
+
+        When it does not, the next answer may come from another server, which may serve other models.
+        """
+        return True
+
     @abstractmethod
     async def server_metadata(self) -> str:
         """Ask for the server's version, such as ``2.51.0``."""
@@ -148,20 +156,29 @@ class Transport(ABC):
         """Ask whether the server is ready."""
 
     @abstractmethod
-    async def model_index(self) -> list[str]:
-        """Ask for the names of the models that are ready."""
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
+        """Ask for the models that are ready: by name, their versions that are."""
 
     @abstractmethod
-    async def model_config(self, model: str) -> ModelConfig:
-        """Ask for a model's configuration."""
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
+        """Ask for a model's configuration; for that of the server's default version if none is named."""
 
     @abstractmethod
     def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
         """Make a request's inputs ready for the wire, once for all transports of this class."""
 
     @abstractmethod
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         """Ask a model; the reply holds those of ``outputs`` that the answer does.
+
+        Args:
+            model: its name.
+            encoded: the inputs, as `encode` made them.
+            outputs: the names of those to ask for.
+            options: travel with the request.
+            version: of the model; empty for the server's default.
 
         Raises:
             RefusedError: if the server found fault with the request.
@@ -170,6 +187,15 @@ class Transport(ABC):
     @abstractmethod
     async def close(self) -> None:
         """Close the connection; calls still under way are cancelled."""
+
+
+def ready_versions(index: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str, ...]]:
+    """Return the ready versions by model name, from the (name, version, state) of a server's model index."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, version, state in index:
+        if state == "READY":
+            found[name] = (*found.get(name, ()), version)
+    return found
 
 
 def _is_count(value: object) -> bool:

@@ -17,7 +17,15 @@ import tritonclient.grpc.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from coin_export.client.answer import Array
-from coin_export.client.transport import ModelConfig, RefusedError, Reply, RequestOptions, Transport, TransportOptions
+from coin_export.client.transport import (
+    ModelConfig,
+    RefusedError,
+    Reply,
+    RequestOptions,
+    Transport,
+    TransportOptions,
+    ready_versions,
+)
 from coin_export.errors import TransportError
 
 T = TypeVar("T")
@@ -79,6 +87,15 @@ class GrpcTransport(Transport):
         numbers = re.match(r"(\d+)\.(\d+)", self._version or "")
         return numbers is not None and (int(numbers[1]), int(numbers[2])) >= CANCEL_SINCE
 
+    @property
+    def connected(self) -> bool:
+        """See `Transport`; gRPC leaves this state when the connection is lost, and enters it by itself never.
+
+        It makes a new connection only for a call, and none is sent before the server was looked up again.
+        """
+        # tritonclient does not hand out its channel in any other way.
+        return self._client._channel.get_state() is grpc.ChannelConnectivity.READY
+
     async def server_metadata(self) -> str:
         """See `Transport`."""
         metadata = await self._call("metadata", self._client.get_server_metadata)
@@ -89,14 +106,15 @@ class GrpcTransport(Transport):
         """See `Transport`."""
         return bool(await self._call("readiness", self._client.is_server_ready))
 
-    async def model_index(self) -> list[str]:
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
         """See `Transport`."""
         index = await self._call("model index", self._client.get_model_repository_index)
-        return list(dict.fromkeys(model.name for model in index.models if model.state == "READY"))
+        return ready_versions((model.name, model.version, model.state) for model in index.models)
 
-    async def model_config(self, model: str) -> ModelConfig:
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
         """See `Transport`."""
-        response = await self._call(f"configuration of model {model!r}", self._client.get_model_config, model)
+        what = f"configuration of model {model!r}"
+        response = await self._call(what, self._client.get_model_config, model, version)
         config = response.config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
         return ModelConfig(config.name, config.max_batch_size, parameters)
@@ -109,7 +127,9 @@ class GrpcTransport(Transport):
             encoded.append(tensor.set_data_from_numpy(array))
         return encoded
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         """See `Transport`."""
         names = tuple(outputs)
         if names not in self._requested:
@@ -119,6 +139,7 @@ class GrpcTransport(Transport):
             self._client.infer,
             model,
             encoded,
+            model_version=version,
             outputs=self._requested[names],
             request_id=options.request_id,
             priority=options.priority,
@@ -131,8 +152,8 @@ class GrpcTransport(Transport):
             arrays = {name: result.as_numpy(name) for name in names}
         except (*_UNREADABLE, struct.error) as error:
             raise self._error(f"model {model!r}", f"its answer cannot be read: {error}") from error
-        version = str(result.get_response().model_version)
-        return Reply({name: array for name, array in arrays.items() if array is not None}, version)
+        answered_by = str(result.get_response().model_version)
+        return Reply({name: array for name, array in arrays.items() if array is not None}, answered_by)
 
     async def close(self) -> None:
         """See `Transport`."""

@@ -17,7 +17,15 @@ import tritonclient.http.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from coin_export.client.answer import Array
-from coin_export.client.transport import ModelConfig, RefusedError, Reply, RequestOptions, Transport, TransportOptions
+from coin_export.client.transport import (
+    ModelConfig,
+    RefusedError,
+    Reply,
+    RequestOptions,
+    Transport,
+    TransportOptions,
+    ready_versions,
+)
 from coin_export.errors import TransportError, UserError
 
 T = TypeVar("T")
@@ -48,6 +56,7 @@ class HttpTransport(Transport):
         self._headers = dict(options.headers)
         self._compression = options.compression
         self._version: str | None = None
+        self._connected = False
         self._requested: dict[tuple[str, ...], list[Any]] = {}
         self._client = triton.InferenceServerClient(
             address,
@@ -67,28 +76,37 @@ class HttpTransport(Transport):
         """See `Transport`."""
         return True
 
+    @property
+    def connected(self) -> bool:
+        """See `Transport`; a server that is replaced while no call is under way is not noticed.
+
+        Then an idle connection is replaced too, without a word; the version of its models tells (see `build`).
+        """
+        return self._connected
+
     async def server_metadata(self) -> str:
         """See `Transport`."""
         metadata = await self._ask("metadata", self._client.get_server_metadata(headers=self._headers))
         self._version = str(_field("metadata", metadata, "version", self.address))
+        self._connected = True
         return self._version
 
     async def ready(self) -> bool:
         """See `Transport`."""
         return bool(await self._ask("readiness", self._client.is_server_ready(headers=self._headers)))
 
-    async def model_index(self) -> list[str]:
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
         """See `Transport`."""
         index = await self._ask("model index", self._client.get_model_repository_index(headers=self._headers))
         if not isinstance(index, list):
             raise self._error("model index", "its answer is no list")
-        ready = [model for model in index if isinstance(model, dict) and model.get("state") == "READY"]
-        return list(dict.fromkeys(str(model.get("name")) for model in ready))
+        models = [model for model in index if isinstance(model, dict)]
+        return ready_versions((str(m.get("name")), str(m.get("version", "")), str(m.get("state"))) for m in models)
 
-    async def model_config(self, model: str) -> ModelConfig:
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
         """See `Transport`."""
         what = f"configuration of model {model!r}"
-        config = await self._ask(what, self._client.get_model_config(model, headers=self._headers))
+        config = await self._ask(what, self._client.get_model_config(model, version, headers=self._headers))
         name = str(_field(what, config, "name", self.address))
         try:
             parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
@@ -104,7 +122,9 @@ class HttpTransport(Transport):
             encoded.append(tensor.set_data_from_numpy(array))
         return encoded
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         """See `Transport`."""
         names = tuple(outputs)
         if names not in self._requested:
@@ -112,6 +132,7 @@ class HttpTransport(Transport):
         work = self._client.infer(
             model,
             encoded,
+            model_version=version,
             outputs=self._requested[names],
             request_id=options.request_id,
             priority=options.priority,
@@ -123,10 +144,10 @@ class HttpTransport(Transport):
         result = await self._call(f"model {model!r}", work)
         try:
             arrays = {name: _array(result, name) for name in names}
-            version = str(result.get_response().get("model_version", ""))
+            answered_by = str(result.get_response().get("model_version", ""))
         except _UNREADABLE as error:
             raise self._error(f"model {model!r}", f"its answer cannot be read: {error!r}") from error
-        return Reply({name: array for name, array in arrays.items() if array is not None}, version)
+        return Reply({name: array for name, array in arrays.items() if array is not None}, answered_by)
 
     async def close(self) -> None:
         """See `Transport`."""
@@ -145,6 +166,7 @@ class HttpTransport(Transport):
             raise self._error(what, f"HTTP {error.status()}: {error.message()}", kind) from error
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             self._version = None
+            self._connected = False
             raise self._error(what, f"{type(error).__name__}: {error}") from error
         except (*_UNREADABLE, RuntimeError) as error:
             raise self._error(what, f"{type(error).__name__}: {error}") from error

@@ -127,8 +127,9 @@ class RequestWatch:
         return call, replace(self._options, headers={**headers, **self._options.headers})
 
     def settle(self, used: Collection[int]) -> None:
-        """Tell what became of every call, given the rows that the answers were made from."""
-        for call in self._calls:
+        """Tell what became of the calls so far, given the rows that the answers were made from."""
+        calls, self._calls = self._calls, []
+        for call in calls:
             call.settle(used)
 
     def end(

@@ -59,11 +59,11 @@ class ScriptedTransport(Transport):
         """See `Transport`."""
         return True
 
-    async def model_index(self) -> list[str]:
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
         """See `Transport`."""
-        return [self._member]
+        return {self._member: ("1",)}
 
-    async def model_config(self, model: str) -> ModelConfig:
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
         """See `Transport`."""
         return self._config
 
@@ -71,7 +71,9 @@ class ScriptedTransport(Transport):
         """See `Transport`."""
         return inputs
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         """See `Transport`."""
         if self.held is not None:
             await self.held

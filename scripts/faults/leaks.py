@@ -66,7 +66,9 @@ class _Faulty(ScriptedTransport):
         self._numbers = itertools.count(int(address.rpartition(":")[2]))
         self._nan = Reply({OUTPUT: np.full_like(self._reply.outputs[OUTPUT], np.nan)}, "1")
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         """See `Transport`."""
         number = next(self._numbers)
         await asyncio.sleep(_SLOW_S if number % _SLOW_EVERY == 0 else 0)

@@ -64,9 +64,11 @@ class _Counting(GrpcTransport):
         super().__init__(address, options)
         self._calls = calls
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         self._calls[model] += 1
-        return await super().infer(model, encoded, outputs, options)
+        return await super().infer(model, encoded, outputs, options, version)
 
 
 @asynccontextmanager

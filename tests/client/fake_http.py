@@ -52,6 +52,8 @@ class HttpTriton(FakeTriton):
         app.router.add_post("/v2/repository/index", self._index)
         app.router.add_get("/v2/models/{model}/config", self._config)
         app.router.add_post("/v2/models/{model}/infer", self._infer)
+        app.router.add_get("/v2/models/{model}/versions/{version}/config", self._config)
+        app.router.add_post("/v2/models/{model}/versions/{version}/infer", self._infer)
         self._server = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
         await self._server.setup()
         site = web.TCPSite(self._server, "127.0.0.1", self.port)
@@ -83,7 +85,10 @@ class HttpTriton(FakeTriton):
             body = zlib.decompress(body) if body[:1] == b"\x78" else body
         length = int(request.headers[_LENGTH])
         header = json.loads(body[:length])
-        message = service_pb2.ModelInferRequest(model_name=request.match_info["model"], id=header.get("id", ""))
+        version = request.match_info.get("version", "")
+        message = service_pb2.ModelInferRequest(
+            model_name=request.match_info["model"], model_version=version, id=header.get("id", "")
+        )
         for tensor in header["inputs"]:
             message.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
         message.raw_input_contents.append(body[length:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -39,8 +40,9 @@ def make_group(code: LinearCode = CODE, name: str = "digits", salt: str = "") ->
 
 
 def weights_of(group: Group, member: str) -> npt.NDArray[np.float32]:
-    """The linear map of a member, shape (PIXELS, CLASSES)."""
-    originals = np.random.default_rng(7).normal(size=(group.code.k, PIXELS, CLASSES))
+    """The linear map of a member, shape (PIXELS, CLASSES); another one in every build."""
+    rng = np.random.default_rng(zlib.crc32(group.generation.encode()))
+    originals = rng.normal(size=(group.code.k, PIXELS, CLASSES))
     row = next(m.row for m in group.members if m.name == member)
     return np.tensordot(np.asarray(row), originals, axes=1).astype(np.float32)
 
@@ -60,6 +62,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         had_deadline: whether any request carried a gRPC deadline.
         metadata_hold: calls for metadata wait for it while it is cleared.
         max_batch_size: in every model's configuration.
+        model_versions: that are ready, by model; "1" alone of the others.
+        asked_versions: of the inference requests that came in.
     """
 
     def __init__(self, group: Group, members: Sequence[str], version: str = "2.51.0") -> None:
@@ -75,6 +79,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.metadata_hold.set()
         self.reply: Reply | None = None
         self.configs: dict[str, str] = {}
+        self.model_versions: dict[str, tuple[str, ...]] = {}
+        self.asked_versions: list[str] = []
         self.asked = self.answered = self.cancelled = self.metadata_calls = 0
         self.headers: dict[str, str] = {}
         self.request: Any = None
@@ -109,7 +115,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802
         index = service_pb2.RepositoryIndexResponse()
         for member in self.members:
-            index.models.add(name=member, version="1", state="READY")
+            for version in self.model_versions.get(member, ("1",)):
+                index.models.add(name=member, version=version, state="READY")
         index.models.add(name="broken", version="1", state="UNAVAILABLE", reason="does not load")
         return index
 
@@ -125,6 +132,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     async def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         self.asked += 1
+        self.asked_versions.append(request.model_version)
         self.request = request
         self.headers = dict(context.invocation_metadata())
         self.had_deadline |= context.time_remaining() is not None
@@ -138,7 +146,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.answered += 1
         if self.reply is not None:
             return await self.reply(batch, context)
-        return response_of(batch @ weights_of(self.group, request.model_name))
+        response = response_of(batch @ weights_of(self.group, request.model_name))
+        newest = max(self.model_versions.get(request.model_name, ("1",)), key=int)
+        response.model_version = request.model_version or newest
+        return response
 
 
 def response_of(logits: npt.NDArray[Any], datatype: str = "FP32", name: str = "logits") -> Any:

@@ -103,16 +103,18 @@ class ScriptedTransport(Transport):
     async def ready(self) -> bool:
         return True
 
-    async def model_index(self) -> list[str]:
-        return list(self._members)
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
+        return dict.fromkeys(self._members, ("1",))
 
-    async def model_config(self, model: str) -> ModelConfig:
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
         return ModelConfig(model, 8, {PARAMETER_KEY: self._group.to_json(model)})
 
     def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
         return inputs
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         self.sent.append(options)
         reaction = next(self._reactions)
         if reaction.after == math.inf:

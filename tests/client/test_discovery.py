@@ -108,12 +108,22 @@ async def test_several_groups_are_listed_and_one_can_be_named() -> None:
 
 
 async def test_different_builds_are_refused_with_who_holds_which() -> None:
-    servers = [*one_each(GROUP)[:2], FakeTriton(make_group(salt="new"), ["coded_0"])]
+    new, newer = make_group(salt="new"), make_group(salt="newer")
+    servers = [FakeTriton(GROUP, ["a"]), FakeTriton(new, ["b"]), FakeTriton(newer, ["coded_0"])]
     async with started(*servers) as addresses:
-        with pytest.raises(DiscoveryError, match="different builds of group 'digits'") as caught:
+        with pytest.raises(DiscoveryError, match=r"different builds of group 'digits'.* enough members") as caught:
             await discover(addresses)
-        assert f"a on {addresses[0]}, b on {addresses[1]}" in str(caught.value)
-        assert f"coded_0 on {addresses[2]}" in str(caught.value)
+        for member, address in zip(["a", "b", "coded_0"], addresses, strict=True):
+            assert f"{member} on {address}" in str(caught.value)
+
+
+async def test_builds_that_cannot_take_each_other_s_place_are_refused() -> None:
+    other = make_group(LinearCode.from_rows([[1, 1], [1, 2]]), salt="new")
+    servers = [*one_each(GROUP), FakeTriton(other, ["coded_1"])]
+    async with started(*servers) as addresses:
+        with pytest.raises(DiscoveryError, match="different models, inputs or outputs") as caught:
+            await discover(addresses)
+        assert f"coded_1 on {addresses[3]}" in str(caught.value)
 
 
 async def test_a_member_that_no_server_serves_is_named() -> None:

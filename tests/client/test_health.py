@@ -25,6 +25,7 @@ from coin_export.client.transport import RefusedError
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.errors import TransportError, UndecodableError
 from tests.client.fake_triton import PIXELS, FakeTriton, aborting, ask_until, eventually, make_group, one_each, started
+from tests.client.scripted import ScriptedTransport
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -48,8 +49,7 @@ async def finish(task: Task) -> None:
 
 async def test_the_breaker_opens_after_misses_in_a_row_and_after_a_look_up_one_more_is_enough() -> None:
     doubts: list[str] = []
-    transport = GrpcTransport("127.0.0.1:1", TransportOptions())
-    transport._version = "2.51.0"
+    transport = ScriptedTransport("127.0.0.1:1", GROUP, ["a"], iter(()))
     server = Server(transport, Limits(misses_in_a_row=3), lambda server, reason: doubts.append(reason))
     server.down = ""
     internal = TransportError("out of memory", address=server.address)
@@ -69,7 +69,6 @@ async def test_the_breaker_opens_after_misses_in_a_row_and_after_a_look_up_one_m
     await call(None)
     await call(internal)
     assert len(doubts) == 2, "an answer ends the probation"
-    await transport.close()
 
 
 async def test_a_call_given_up_late_is_a_miss_and_one_given_up_early_is_not() -> None:

@@ -19,6 +19,7 @@ INPUTS = {"input": np.ones((1, PIXELS), np.float32)}
 PATIENT = Policy(OnlyWhenDown(), AfterGrace(at_least_s=30.0))
 
 FIELDS = {
+    "build_changed": {"group", "old", "new"},
     "server_down": {"server", "reason"},
     "server_up": {"server"},
     "model_unserved": {"model"},

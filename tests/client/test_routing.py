@@ -68,14 +68,14 @@ async def test_though_down_finds_a_server_that_counts_as_down() -> None:
     servers = one_each(GROUP)
     limits = Limits(misses_in_a_row=1, lookup_interval_s=3600)
     async with started(*servers) as addresses, CodedClient(addresses, limits=limits) as client:
-        pool = client._connected.pool
+        build = client._connected.pool.build
         servers[0].reply = aborting("INTERNAL", "out of memory")
         servers[0].metadata_hold.clear()
         assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
-        assert pool.route(0) is None
-        last_resort = pool.route(0, though_down=True)
+        assert build.route(0) is None
+        last_resort = build.route(0, though_down=True)
         assert last_resort is not None and last_resort.address == addresses[0]
-        assert pool.route(1, though_down=True) is pool.route(1)
+        assert build.route(1, though_down=True) is build.route(1)
         servers[1].reply = aborting("INTERNAL", "out of memory")
         with pytest.raises(UndecodableError):
             await client.infer({"input": BATCH})

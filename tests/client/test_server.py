@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import asyncio
 
-from coin_export.client import Limits, TransportOptions
+from coin_export.client import Limits
 from coin_export.client.server import Server, Task
-from coin_export.client.transport_grpc import GrpcTransport
+from tests.client.fake_triton import make_group
+from tests.client.scripted import ScriptedTransport
 
 
 async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
@@ -15,7 +16,7 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
         await asyncio.sleep(0)
         ended.append(name)
 
-    transport = GrpcTransport("127.0.0.1:1", TransportOptions())
+    transport = ScriptedTransport("127.0.0.1:1", make_group(), ["a"], iter(()))
     server = Server(transport, Limits(abandoned_per_server=1), lambda server, reason: None)
     server.down = ""
     kept, released = server.call(work("kept"), told.append), server.call(work("released"), told.append)
@@ -27,4 +28,3 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
     assert server.usable and server.calls == ()
     server.release(kept)  # a call that has ended stays as it is
     assert server.usable
-    await transport.close()

@@ -24,7 +24,7 @@ async def test_an_answer_comes_as_arrays_by_name() -> None:
         assert list(outputs) == ["logits"] and version == "1"
         np.testing.assert_array_equal(outputs["logits"], BATCH @ weights_of(GROUP, "a"))
         assert await transport.ready()
-        assert await transport.model_index() == ["a"]
+        assert await transport.model_index() == {"a": ("1",)}
         await transport.close()
 
 

@@ -72,16 +72,18 @@ class OneWorker(Transport):
     async def ready(self) -> bool:
         return True
 
-    async def model_index(self) -> list[str]:
-        return [self._group.members[self._row].name]
+    async def model_index(self) -> dict[str, tuple[str, ...]]:
+        return {self._group.members[self._row].name: ("1",)}
 
-    async def model_config(self, model: str) -> ModelConfig:
+    async def model_config(self, model: str, version: str = "") -> ModelConfig:
         return ModelConfig(model, 8, {PARAMETER_KEY: self._group.to_json(model)})
 
     def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
         return None
 
-    async def infer(self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions) -> Reply:
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
         loop = asyncio.get_running_loop()
         self._free_at = max(self._free_at, loop.time()) + self._works[int(options.request_id)][self._row]
         await asyncio.sleep(self._free_at - loop.time())

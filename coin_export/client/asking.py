@@ -1,0 +1,108 @@
+"""One request, from what is asked for to the answers: attempted on a build, and once more if that build is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import NamedTuple
+
+from coin_export.client.answer import Answers
+from coin_export.client.build import Build
+from coin_export.client.fanout import Fanout, Request
+from coin_export.client.gather import Finish, Gather
+from coin_export.client.memory import Memory
+from coin_export.client.observer import Observers
+from coin_export.client.outcome import undecodable
+from coin_export.client.policy import Policy
+from coin_export.client.pool import ServerPool
+from coin_export.client.watch import RequestWatch
+from coin_export.errors import UndecodableError
+
+
+class Goal(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        rows: the originals that it needs.
+        combination: the coefficients of the combination of all originals that is wanted; None for themselves.
+        result: makes the answers.
+    """
+
+    rows: tuple[int, ...]
+    combination: tuple[float, ...] | None
+    result: Callable[[Fanout, Finish], Answers]
+
+
+class Asking:
+    """A request under way.
+
+    Args:
+        pool: has the builds and their servers.
+        policy: when to send and when to decode.
+        memory: of earlier requests.
+        goal: what is asked for.
+        request: what is sent.
+        ends: the loop's time at which it must have ended; infinite for never.
+    """
+
+    def __init__(
+        self, pool: ServerPool, policy: Policy, memory: Memory, goal: Goal, request: Request, ends: float
+    ) -> None:
+        self._pool = pool
+        self._policy = policy
+        self._memory = memory
+        self._goal = goal
+        self._request = request
+        self._ends = ends
+        self._attempts: list[Fanout] = []
+
+    async def answers(self, build: Build, watch: RequestWatch | None = None) -> Answers:
+        """Return the answers.
+
+        Args:
+            build: to begin with.
+            watch: is told of every call; None when nobody watches.
+
+        Raises:
+            UndecodableError: if too few members answered in time.
+        """
+        try:
+            return await self._attempt(build, watch, self._request.started)
+        except UndecodableError:
+            again = await self._pool.another_chance(build, self._ends)
+            if again is None:
+                raise
+        return await self._attempt(again, watch, asyncio.get_running_loop().time())
+
+    async def watched_answers(self, build: Build, observers: Observers) -> Answers:
+        """Return the answers as `answers` does, and tell observers how the request goes."""
+        goal, request, group = self._goal, self._request, build.group
+        due = (group.name,) if goal.combination else tuple(group.members[row].name for row in goal.rows)
+        watch = RequestWatch(
+            observers, group, goal.rows, due, request.batch, request.options, request.started, self._ends
+        )
+        found, problem = None, None
+        try:
+            found = await self.answers(build, watch)
+            return found
+        except BaseException as error:
+            problem = error
+            raise
+        finally:
+            decode_s = sum(attempt.decode_s for attempt in self._attempts)
+            refusals = sum(attempt.refusals for attempt in self._attempts)
+            watch.end(found, problem, decode_s=decode_s, refusals=refusals, budget_left=self._memory.bucket.left)
+
+    async def _attempt(self, build: Build, watch: RequestWatch | None, begins: float) -> Answers:
+        goal = self._goal
+        gather = Gather(build.code, goal.rows, self._policy, self._memory, begins, self._ends, goal.combination)
+        fanout = Fanout(gather, build, self._request, watch)
+        self._attempts.append(fanout)
+        try:
+            fanout.start()
+            outcome = await fanout.outcome
+        finally:
+            fanout.close()
+        if isinstance(outcome, Finish):
+            return goal.result(fanout, outcome)
+        raise undecodable(fanout, outcome.cause)
