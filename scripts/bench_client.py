@@ -1,6 +1,6 @@
 """Measure what the client costs while all is well, against a bare ``asyncio.gather`` of tritonclient's calls.
 
-    python scripts/bench_client.py [--quick] [--output docs/results]
+    python scripts/bench_client.py [--quick] [--output docs/results] [--page docs/overhead.md]
 
 Real servers, one process for each model. "held_back" is the client with its default policy against a gather of calls
 to the same originals; "at_once" asks the coded model as well, against a gather of calls to all models. Both sides make
@@ -29,23 +29,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.markdown import Markdown
 
-from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy, Source, TransportOptions
-from coin_export.code.decode import decode
-from coin_export.code.linear import LinearCode
+from coin_export.client import AtOnce, CodedClient, Policy
 from coin_export.datasets import bundled
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 from scripts.bench.bare import BareGather
+from scripts.bench.cost import bench_cost, bench_decode, iqr
 from scripts.bench.group import DATA_SETS, INPUT, OUTPUT, coded_group
 from scripts.bench.machine import describe
-from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
+from scripts.bench.pages import replace_between
 
 MODES = {"held_back": Policy(), "at_once": Policy(coded=AtOnce())}
 TARGET_P50, TARGET_THROUGHPUT = 1.10, 0.90
-TARGET_COST_US, TARGET_DECODE_US = 150.0, 100.0
 
 Ask = Callable[[], Awaitable[object]]
 
@@ -134,18 +131,14 @@ def _ratios(mode: str, concurrency: int, ours: list[Tally], theirs: list[Tally])
         "concurrency": concurrency,
         "mode": mode,
         "p50_ratio": statistics.median(p50),
-        "p50_ratio_iqr": _iqr(p50),
+        "p50_ratio_iqr": iqr(p50),
         "throughput_ratio": statistics.median(throughput),
-        "throughput_ratio_iqr": _iqr(throughput),
+        "throughput_ratio_iqr": iqr(throughput),
         "p50_ms": 1e3 * statistics.median(tally.p50_s for tally in ours),
         "bare_p50_ms": 1e3 * statistics.median(tally.p50_s for tally in theirs),
         "throughput": statistics.median(tally.throughput for tally in ours),
         "bare_throughput": statistics.median(tally.throughput for tally in theirs),
     }
-
-
-def _iqr(values: list[float]) -> list[float]:
-    return [float(value) for value in np.percentile(values, [25, 75])]
 
 
 def bench_servers(
@@ -161,92 +154,29 @@ def bench_servers(
         return [record for mode in modes for record in asyncio.run(bench_mode(mode, addresses, concurrencies, size))]
 
 
-async def bench_cost(k: int, case: str, requests: int, repeats: int) -> dict[str, Any]:
-    """Time whole requests of ``k`` originals on a transport without a wire."""
-    group = scripted_group(k)
-    transports = {f"server:{row}": member.name for row, member in enumerate(group.members)}
-    made: list[ScriptedTransport] = []
-
-    def transport(address: str, options: TransportOptions) -> ScriptedTransport:
-        made.append(ScriptedTransport(address, group, transports[address]))
-        return made[-1]
-
-    policy = Policy(coded=AtOnce(), decode=AsSoonAsDecodable()) if case == "decoding" else Policy()
-    async with CodedClient(list(transports), policy=policy, make_transport=transport) as client:
-        loop = asyncio.get_running_loop()
-
-        async def one() -> None:
-            late = made[0].held = loop.create_future() if case == "decoding" else None
-            answers = await client.infer(INPUTS)
-            if late is not None:
-                late.set_result(None)
-                await asyncio.sleep(0)  # the late answer's cost is part of the request's
-                assert answers["model_0"].source is Source.DECODED
-
-        seconds = []
-        for repeat in range(repeats + 1):
-            gc.collect()
-            gc.freeze()
-            start = time.perf_counter()
-            for _ in range(requests):
-                await one()
-            if repeat:  # the first warms up
-                seconds.append((time.perf_counter() - start) / requests)
-    cost = [1e6 * value for value in seconds]
-    return {
-        "mode": "policy_and_decode",
-        "case": case,
-        "k": k,
-        "microseconds": statistics.median(cost),
-        "microseconds_iqr": _iqr(cost),
-        "requests": requests,
-        "repeats": repeats,
-    }
-
-
-def bench_decode(repeats: int) -> dict[str, Any]:
-    """Time the decoding of one lost original of eight, batch 32, 1,000 classes."""
-    k, shape = 8, (32, 1000)
-    decoding = LinearCode.from_rows([[1.0] * k]).decoding(range(1, k + 1))
-    generator = np.random.default_rng(0)
-    outputs = [generator.normal(size=shape).astype(np.float32) for _ in decoding.sources]
-    seconds = []
-    for _ in range(100 * repeats):
-        start = time.perf_counter()
-        decode(decoding, outputs)
-        seconds.append(1e6 * (time.perf_counter() - start))
-    return {
-        "mode": "decode",
-        "case": "one of k lost",
-        "k": k,
-        "shape": list(shape),
-        "microseconds": statistics.median(seconds),
-        "microseconds_iqr": _iqr(seconds),
-        "repeats": len(seconds),
-    }
-
-
-def show(ratios: Sequence[dict[str, Any]], costs: Sequence[dict[str, Any]]) -> None:
-    """Print both tables."""
-    console = Console(width=120)
-    table = Table("mode", "concurrency", "p50 ratio (IQR)", "throughput ratio (IQR)", "p50 ms", "bare p50 ms", "met")
-    for record in ratios:
+def ratios_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return the ratios as Markdown."""
+    lines = [
+        "| mode | concurrency | p50, ours over bare | throughput, ours over bare | p50 | bare p50 | |",
+        "|---" * 7 + "|",
+    ]
+    for record in records:
         met = record["p50_ratio"] <= TARGET_P50 and record["throughput_ratio"] >= TARGET_THROUGHPUT
-        table.add_row(
-            record["mode"],
-            str(record["concurrency"]),
-            _cell(record, "p50_ratio", ".3f"),
-            _cell(record, "throughput_ratio", ".3f"),
-            f"{record['p50_ms']:.2f}",
-            f"{record['bare_p50_ms']:.2f}",
-            "yes" if met else "no",
+        lines.append(
+            f"| `{record['mode']}` | {record['concurrency']} | {_cell(record, 'p50_ratio', '.2f')} "
+            f"| {_cell(record, 'throughput_ratio', '.2f')} | {record['p50_ms']:.2f} ms "
+            f"| {record['bare_p50_ms']:.2f} ms | {'met' if met else 'missed'} |"
         )
-    if ratios:
-        console.print(table)
-    table = Table("cost", "case", "k", "microseconds (IQR)")
-    for record in costs:
-        table.add_row(record["mode"], record["case"], str(record["k"]), _cell(record, "microseconds", ".0f"))
-    console.print(table)
+    return "\n".join(lines)
+
+
+def costs_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return the costs without a wire as Markdown."""
+    lines = ["| what | case | k | microseconds |", "|---" * 4 + "|"]
+    for record in records:
+        cost = _cell(record, "microseconds", ".0f")
+        lines.append(f"| `{record['mode']}` | {record['case']} | {record['k']} | {cost} |")
+    return "\n".join(lines)
 
 
 def _cell(record: dict[str, Any], key: str, form: str) -> str:
@@ -263,6 +193,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="three short repeats")
     parser.add_argument("--output", type=Path, help="folder of the JSON files")
+    parser.add_argument("--page", type=Path, help="page whose tables are replaced")
     options = parser.parse_args()
     repeats = 3 if options.quick else options.repeats
     size = {"repeats": repeats, "blocks": 2 if options.quick else 3, "requests": 150 if options.quick else 300}
@@ -273,12 +204,16 @@ def main() -> None:
     ]
     costs.append(bench_decode(repeats))
     ratios = bench_servers(options.repository, options.modes, options.concurrencies, size) if options.modes else []
-    show(ratios, costs)
+    tables = {"ratios": ratios_table(ratios), "costs": costs_table(costs)}
+    for table in tables.values():
+        Console(width=130).print(Markdown(table))
     if options.output:
         options.output.mkdir(parents=True, exist_ok=True)
         contents = {"client_overhead": ratios, "client_cost": costs, "client_overhead.meta": describe()}
         for name, content in contents.items():
             (options.output / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    if options.page:
+        replace_between(options.page, tables)
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ from scripts.tail.schedule import SCENARIOS
 
 
 def cells(options: argparse.Namespace) -> Iterator[Cell]:
-    """Yield the cells in order: scenario by scenario, repeat by repeat, policies shuffled."""
-    for scenario in options.scenarios:
-        for repeat in range(options.repeats):
+    """Yield the cells in order: repeat by repeat, scenario by scenario, policies shuffled."""
+    for repeat in range(options.repeats):
+        for scenario in options.scenarios:
             policies = list(options.policies)
             random.Random(f"{scenario} {repeat}").shuffle(policies)
             for policy in policies:
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--policies", choices=CONTENDERS, nargs="+", default=list(CONTENDERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=20_000, help="of each cell")
-    parser.add_argument("--rate", type=float, default=200.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=250.0, help="requests a second")
     parser.add_argument("--cells", type=int, help="measure at most this many cells, then end")
     parser.add_argument("--models", type=Path, default=Path("artifacts/bench"), help="repositories, built if missing")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the JSON files")

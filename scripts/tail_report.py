@@ -18,9 +18,10 @@ from matplotlib import pyplot as plt
 from rich.console import Console
 from rich.markdown import Markdown
 
+from scripts.bench.pages import replace_between
 from scripts.tail.policies import CONTENDERS
 from scripts.tail.records import SHARES, Records
-from scripts.tail.tables import replace_between, results, verdicts
+from scripts.tail.tables import results, verdicts
 from scripts.tail.verdict import rows, targets
 
 _STYLES: Mapping[str, dict[str, Any]] = {
@@ -66,10 +67,7 @@ def main() -> None:
     for table in tables.values():
         Console(width=150).print(Markdown(table))
     if options.page.exists():
-        page = options.page.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            page = replace_between(page, name, table)
-        options.page.write_text(page, encoding="utf-8")
+        replace_between(options.page, tables)
     draw(records.curves, list(dict.fromkeys(row.scenario for row in found)), options.results)
 
 

@@ -19,7 +19,7 @@ from scripts.tail.policies import CONTENDERS
 from scripts.tail.repositories import served
 from scripts.tail.schedule import SCENARIOS, Fault, arrivals
 
-_WARM_UP_S = 4.0  # of the same load, before what is measured
+_WARM_UP_S = 2.0  # of the same load, before what is measured
 
 
 @dataclass(frozen=True)

@@ -38,19 +38,6 @@ def verdicts(targets: Iterable[Target]) -> str:
     return "\n".join(lines)
 
 
-def replace_between(text: str, name: str, content: str) -> str:
-    """Put ``content`` between the comments ``<!-- name -->`` and ``<!-- end of name -->`` of a page.
-
-    Raises:
-        ValueError: if the page lacks them.
-    """
-    start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-    if start not in text or end not in text:
-        raise ValueError(f"the page lacks {start.strip()!r} or {end!r}; put them where the table {name!r} belongs")
-    before, rest = text.split(start, 1)
-    return f"{before}{start}{content}\n{end}{rest.split(end, 1)[1]}"
-
-
 def _titled(scenario: str, rows: Sequence[Row]) -> str:
     heads = ["policy", *(title for title, _ in _COLUMNS.values())]
     lines = [f"**{scenario}** ({rows[0].repeats} repeats)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]

@@ -6,7 +6,7 @@ import pytest
 from scripts.tail.cells import Cell, Outcome, summary
 from scripts.tail.load import Trace
 from scripts.tail.records import SHARES, Record, Records, curve
-from scripts.tail.tables import replace_between, results, verdicts
+from scripts.tail.tables import results, verdicts
 from scripts.tail.verdict import rows, targets
 
 CELL = Cell("coded_at_once", "straggle_2", 0, 1000, 250.0)
@@ -96,14 +96,10 @@ def test_nothing_is_judged_that_was_not_measured() -> None:
     assert list(targets(rows([record("none")]))) == []
 
 
-def test_tables_are_put_where_the_page_wants_them() -> None:
+def test_a_table_has_one_row_a_policy_in_order() -> None:
     found = rows([record("coded_at_once", p999_ms=13.0), record("none", p999_ms=303.0)])
-    page = replace_between("before\n<!-- results -->\nold\n<!-- end of results -->\nafter\n", "results", results(found))
-    assert page.startswith("before\n<!-- results -->\n**straggle_2** (1 repeats)\n")
-    assert page.endswith("<!-- end of results -->\nafter\n")
-    assert page.index("`none`") < page.index("`coded_at_once`")
-    assert "30.0 (30.0 to 30.0)" in page
-    assert "old" not in page
+    table = results(found)
+    assert table.startswith("**straggle_2** (1 repeats)\n")
+    assert table.index("`none`") < table.index("`coded_at_once`")
+    assert "30.0 (30.0 to 30.0)" in table
     assert verdicts(targets(found)).count("\n") == 3
-    with pytest.raises(ValueError, match="end of results"):
-        replace_between("nothing", "results", "")

@@ -1,0 +1,87 @@
+"""What the client costs without a wire: whole requests on a scripted transport, and one decoding; processor time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy, Source, TransportOptions
+from coin_export.code.decode import decode
+from coin_export.code.linear import LinearCode
+from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
+
+
+def iqr(values: Sequence[float]) -> list[float]:
+    """Return the first and the third quartile."""
+    return [float(value) for value in np.percentile(values, [25, 75])]
+
+
+async def bench_cost(k: int, case: str, requests: int, repeats: int) -> dict[str, Any]:
+    """Time whole requests of ``k`` originals on a transport without a wire."""
+    group = scripted_group(k)
+    transports = {f"server:{row}": member.name for row, member in enumerate(group.members)}
+    made: list[ScriptedTransport] = []
+
+    def transport(address: str, options: TransportOptions) -> ScriptedTransport:
+        made.append(ScriptedTransport(address, group, transports[address]))
+        return made[-1]
+
+    policy = Policy(coded=AtOnce(), decode=AsSoonAsDecodable()) if case == "decoding" else Policy()
+    async with CodedClient(list(transports), policy=policy, make_transport=transport) as client:
+        loop = asyncio.get_running_loop()
+
+        async def one() -> None:
+            late = made[0].held = loop.create_future() if case == "decoding" else None
+            answers = await client.infer(INPUTS)
+            if late is not None:
+                late.set_result(None)
+                await asyncio.sleep(0)  # the late answer's cost is part of the request's
+                assert answers["model_0"].source is Source.DECODED
+
+        seconds = []
+        for repeat in range(repeats + 1):
+            gc.collect()
+            gc.freeze()
+            start = time.thread_time()
+            for _ in range(requests):
+                await one()
+            if repeat:  # the first warms up
+                seconds.append((time.thread_time() - start) / requests)
+    cost = [1e6 * value for value in seconds]
+    return {
+        "mode": "policy_and_decode",
+        "case": case,
+        "k": k,
+        "microseconds": statistics.median(cost),
+        "microseconds_iqr": iqr(cost),
+        "requests": requests,
+        "repeats": repeats,
+    }
+
+
+def bench_decode(repeats: int) -> dict[str, Any]:
+    """Time the decoding of one lost original of eight, batch 32, 1,000 classes."""
+    k, shape = 8, (32, 1000)
+    decoding = LinearCode.from_rows([[1.0] * k]).decoding(range(1, k + 1))
+    generator = np.random.default_rng(0)
+    outputs = [generator.normal(size=shape).astype(np.float32) for _ in decoding.sources]
+    seconds = []
+    for _ in range(100 * repeats):
+        start = time.thread_time()
+        decode(decoding, outputs)
+        seconds.append(1e6 * (time.thread_time() - start))
+    return {
+        "mode": "decode",
+        "case": "one of k lost",
+        "k": k,
+        "shape": list(shape),
+        "microseconds": statistics.median(seconds),
+        "microseconds_iqr": iqr(seconds),
+        "repeats": len(seconds),
+    }
