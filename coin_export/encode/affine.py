@@ -6,8 +6,8 @@ see the normalised inputs, one channel at a time. Rows have the shape (groups, p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -81,6 +81,27 @@ def observing(module: nn.Module, names: set[str], observer: Observer) -> Iterato
             handle.remove()
         for layer in replaced:
             del layer.forward
+
+
+class _Reached(Exception):  # noqa: N818  # no error
+    """The layer asked for has been called for the last time."""
+
+
+def calls_of(
+    module: nn.Module, name: str, calls: int, inputs: Mapping[str, torch.Tensor]
+) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Run the module up to the last call of a layer; return the inputs and outputs of its calls."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def observe(found: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        if found == name:
+            seen.append((given, output.clone()))  # what follows may write into it
+            if len(seen) == calls:
+                raise _Reached
+
+    with torch.no_grad(), observing(module, {name}, observe), suppress(_Reached):
+        module(*inputs.values())
+    return seen
 
 
 def _last(layer: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

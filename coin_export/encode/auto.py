@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.encoding import Encoding
@@ -35,6 +36,11 @@ class AutoOptions(BaseModel):
         description="divergence: of the softmax of decoded outputs from that of the originals' own; error: their mean "
         "squared difference, for outputs that are no logits.",
     )
+    batch_norm: BatchNormPolicy = Field(
+        default="auto",
+        description="Running statistics of BatchNorm: averaged over the originals (average), those of the coded "
+        "model's own features on the calibration inputs (estimate), or whichever decodes better (auto).",
+    )
     held_out: float = Field(
         default=0.2, gt=0, lt=1, description="Share of the calibration inputs that decides and is not used otherwise."
     )
@@ -58,10 +64,10 @@ def auto(
     used, decides = calibration.split(options.held_out, options.seed)
     teachers = Teachers(originals, Passes())
     held_out = HeldOut(teachers, Criterion(code, options.criterion), decides)
-    choice = best_closed_form(originals, code, used, options.candidates, cache, teachers, held_out)
+    choice = best_closed_form(originals, code, used, options.candidates, options.batch_norm, cache, held_out)
     notes = {
         "chosen": choice.name,
         "why": f"least {options.criterion} of the decoded outputs on {len(decides)} held-out points",
         "held_out_errors": dict(choice.errors),
     }
-    return meter.share([item.state_dict for item in choice.encodings], teachers.passes, notes)
+    return meter.share(choice.states, teachers.passes, notes)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.augmentation import AugmentationOptions
+from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
@@ -69,6 +70,11 @@ class RefineOptions(BaseModel):
         min_length=1,
         description="Closed forms to try as a start; head is the plain average with its last layer regressed.",
     )
+    batch_norm: BatchNormPolicy = Field(
+        default="auto",
+        description="Running statistics of BatchNorm: averaged over the originals (average), those of the coded "
+        "model's own features on the calibration inputs (estimate), or whichever decodes better (auto).",
+    )
     held_out: float = Field(
         default=0.05,
         gt=0,
@@ -98,14 +104,11 @@ def refine(
     learnt_from, decides = calibration.split(options.held_out, options.seed)
     teachers, criterion = Teachers(originals, Passes()), Criterion(code, options.criterion)
     held_out = HeldOut(teachers, criterion, decides)
-    start = best_closed_form(originals, code, learnt_from, options.starts, cache, teachers, held_out)
+    start = best_closed_form(originals, code, learnt_from, options.starts, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
     def descend(schedule: Schedule) -> _BestIterate:
-        modules = [
-            train_what_differs(working_copy(originals[0], encoding.state_dict), originals)
-            for encoding in start.encodings
-        ]
+        modules = [train_what_differs(working_copy(originals[0], state), originals) for state in start.states]
         best = _BestIterate(modules, held_out, start.errors[start.name], schedule.steps)
         fit(modules, teachers, criterion, inputs, schedule, options.seed, options.augmentation, best)
         return best
@@ -127,8 +130,7 @@ def refine(
         "best_step": best.step,
         "held_out_error": best.error,
     }
-    states = [encoding.state_dict for encoding in start.encodings]
-    return meter.share(best.finished(originals[0]) or states, teachers.passes, notes)
+    return meter.share(best.finished(originals[0]) or start.states, teachers.passes, notes)
 
 
 class _BestIterate:

@@ -10,6 +10,7 @@ from typing import Annotated, TypeAlias
 from pydantic import BaseModel, Field
 
 from coin_export.code.linear import LinearCode, check_all_protected
+from coin_export.code.manifest import CodeSpace
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import check_same_architecture, coded_module
 from coin_export.encode.auto import AutoOptions, auto
@@ -49,7 +50,13 @@ EncoderOptions: TypeAlias = Annotated[
     Field(discriminator="name"),
 ]
 
-DEFAULT_ENCODER = CoinOptions()
+DEFAULT_ENCODER = RefineOptions()
+
+
+def fitting(options: EncoderOptions, space: CodeSpace) -> EncoderOptions:
+    """Return the options with the criterion that fits the code space, where none was chosen: no logits, no softmax."""
+    chosen = "criterion" not in type(options).model_fields or "criterion" in options.model_fields_set
+    return options if chosen or space == "logits" else options.model_copy(update={"criterion": "error"})
 
 
 def encode(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.affine import AffineKind, kind_of, observing
+from coin_export.encode.affine import AffineKind, calls_of, kind_of, observing
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.cost import CostMeter, Passes
@@ -115,10 +114,6 @@ def regress_layers(
     return list(layers)
 
 
-class _Reached(Exception):  # noqa: N818  # no error
-    """The layer asked for has been called for the last time."""
-
-
 def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, head: bool) -> dict[str, int]:
     """Return the layers to regress, in the order in which they are first called, and how often each is called."""
     uses = Counter(id(parameter) for _, parameter in coded.named_parameters(remove_duplicate=False))
@@ -171,8 +166,8 @@ def _normal_equations(
     points = sum(points_of(inputs) for inputs in batches)
     first = 0
     for inputs in batches:
-        own = _calls(coded, name, calls, inputs)
-        teachers = [_calls(model, name, calls, inputs) for model in models]
+        own = calls_of(coded, name, calls, inputs)
+        teachers = [calls_of(model, name, calls, inputs) for model in models]
         for call, (seen, output) in enumerate(own):
             features = kind.features(coded.get_submodule(name), seen)
             residual = -kind.outputs(coded.get_submodule(name), output)
@@ -198,21 +193,6 @@ def _thinned(rows: torch.Tensor, points: int, first: int, width: int | None = No
         index = (offset + torch.arange(kept) * positions // kept) % positions
         rows = rows[:, torch.arange(here)[:, None], index]
     return rows.reshape(groups, -1, own_width)
-
-
-def _calls(module: nn.Module, name: str, calls: int, inputs: Inputs) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Run the module up to the last call of a layer; return its inputs and outputs."""
-    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def observe(found: str, given: torch.Tensor, output: torch.Tensor) -> None:
-        if found == name:
-            seen.append((given, output.clone()))  # what follows may write into it
-            if len(seen) == calls:
-                raise _Reached
-
-    with torch.no_grad(), observing(module, {name}, observe), suppress(_Reached):
-        module(*inputs.values())
-    return seen
 
 
 def _move(

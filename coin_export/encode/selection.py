@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -14,12 +14,21 @@ import torch
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.average import AverageOptions, average
+from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.criterion import Criterion, finite
-from coin_export.encode.encoding import Encoding
+from coin_export.encode.encoding import Encoding, StateDict
 from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.encode.regress import RegressOptions, regress
-from coin_export.encode.teachers import Teachers, batches_of, points_of, working_copy, working_inputs
+from coin_export.encode.teachers import (
+    Inputs,
+    Teachers,
+    batches_of,
+    finished_state,
+    points_of,
+    working_copy,
+    working_inputs,
+)
 from coin_export.errors import NonFiniteError
 from coin_export.model.signature import Original
 
@@ -45,7 +54,7 @@ class HeldOut:
     """Held-out inputs with the originals' answers to them, asked once."""
 
     def __init__(self, teachers: Teachers, criterion: Criterion, points: CalibrationInputs) -> None:
-        self._teachers = teachers
+        self.teachers = teachers
         self._criterion = criterion
         self._batches = [(inputs, teachers(inputs)) for inputs in batches_of(working_inputs(points), _BATCH)]
 
@@ -55,7 +64,7 @@ class HeldOut:
         with torch.no_grad():
             for inputs, answers in self._batches:
                 count = points_of(inputs)
-                total += count * float(self._criterion(self._teachers.ask(modules, inputs), answers))
+                total += count * float(self._criterion(self.teachers.ask(modules, inputs), answers))
                 points += count
         return finite(total / points)
 
@@ -66,13 +75,13 @@ class Choice:
 
     Attributes:
         name: which one it is.
-        encodings: the m coded models.
+        states: weights of the m coded models.
         errors: held-out criterion of each, by name, in the order in which they were tried.
     """
 
-    name: ClosedForm
-    encodings: Sequence[Encoding]
-    errors: Mapping[ClosedForm, float]
+    name: str
+    states: Sequence[StateDict]
+    errors: Mapping[str, float]
 
 
 def best_closed_form(
@@ -80,33 +89,55 @@ def best_closed_form(
     code: LinearCode,
     calibration: CalibrationInputs,
     names: Sequence[ClosedForm],
+    batch_norm: BatchNormPolicy,
     cache: Path | None,
-    teachers: Teachers,
     held_out: HeldOut,
 ) -> Choice:
     """Make the named closed forms with their default options, and choose; Fisher statistics are computed once.
 
-    ``head`` is the plain average with the last layer regressed. Of equals, the first is taken.
+    ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
+    originals, each closed form is tried with averaged and with estimated ones, or as ``batch_norm`` says. Of equals,
+    the first is taken.
 
     Raises:
         NonFiniteError: if none has finite outputs.
         CoinExportError: as the encoders.
     """
-    errors: dict[ClosedForm, float] = {}
-    best: tuple[ClosedForm, list[Encoding]] | None = None
+    errors: dict[str, float] = {}
+    best = Choice("", [], errors)
+    inputs = working_inputs(calibration)
     with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
         for name in names:
-            least = min(errors.values(), default=math.inf)
-            make = _CLOSED_FORMS[name]
-            encodings = [make(originals, row, calibration, cache or Path(folder)) for row in code.parities]
+            encodings = [
+                _CLOSED_FORMS[name](originals, row, calibration, cache or Path(folder)) for row in code.parities
+            ]
             for encoding in encodings:
-                teachers.passes.add(encoding.cost)
-            errors[name] = held_out.error([working_copy(originals[0], item.state_dict) for item in encodings])
-            if errors[name] < least:
-                best = name, encodings
-    if best is None:
+                held_out.teachers.passes.add(encoding.cost)
+            modules = [working_copy(originals[0], encoding.state_dict) for encoding in encodings]
+            for title in _with_statistics(name, modules, originals, inputs, batch_norm):
+                least = min(errors.values(), default=math.inf)
+                errors[title] = held_out.error(modules)
+                if errors[title] < least:
+                    best = Choice(title, [finished_state(module, originals[0]) for module in modules], errors)
+    if not best.states:
         raise NonFiniteError(
             f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
             "check the originals on the calibration inputs"
         )
-    return Choice(*best, errors)
+    return best
+
+
+def _with_statistics(
+    name: str,
+    modules: Sequence[torch.nn.Module],
+    originals: Sequence[Original],
+    inputs: Inputs,
+    batch_norm: BatchNormPolicy,
+) -> Iterator[str]:
+    """Yield a name for each way to treat BatchNorm, while the modules are treated so."""
+    if batch_norm != "estimate":
+        yield name
+    if batch_norm != "average":
+        estimated = [estimate_statistics(module, originals, inputs) for module in modules]
+        if batch_norm == "estimate" or any(estimated):
+            yield f"{name}, BatchNorm estimated" if any(estimated) else name

@@ -18,7 +18,7 @@ from coin_export.code.manifest import Group, Member, Quality
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.encoding import EncodeCost, Encoding
-from coin_export.encode.registry import encode_rows
+from coin_export.encode.registry import encode_rows, fitting
 from coin_export.errors import ModelError
 from coin_export.evaluate.report import group_json
 from coin_export.export.onnx import export_onnx
@@ -187,7 +187,8 @@ def _encode_all(
     group: str, originals: Sequence[Original], code: LinearCode, calibration: CalibrationInputs, options: BuildOptions
 ) -> dict[str, Encoding]:
     names = coded_names(group, code, [original.name for original in originals])
-    encodings = encode_rows(originals, code.parities, calibration, options.encoder, options.cache)
+    encoder = fitting(options.encoder, options.code.space)
+    encodings = encode_rows(originals, code.parities, calibration, encoder, options.cache)
     return dict(zip(names, encodings, strict=True))
 
 

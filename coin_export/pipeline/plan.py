@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coin_export.encode.registry import fitting
 from coin_export.pipeline.build import coded_names
 from coin_export.pipeline.loading import combinable, load, plain_attention, sign_models
 from coin_export.recipe import Recipe
@@ -79,7 +80,7 @@ def plan(recipe: Recipe) -> BuildPlan:
         outputs=tuple(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in outputs),
         points=(len(fit), len(held_out)),
         parameters=sum(parameter.numel() for parameter in originals[0].module.parameters()),
-        encoder=recipe.encoder.model_dump(mode="json"),
+        encoder=fitting(recipe.encoder, recipe.code.space).model_dump(mode="json"),
         worst_noise_gain=code.worst_noise_gain(),
         target=str(recipe.target),
     )

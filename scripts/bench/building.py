@@ -16,7 +16,7 @@ from coin_export.recipe import BuildOptions
 
 _EPOCHS = 6
 _POINTS_PER_SET = 4000
-_STEPS = 2000  # a server that is lost for good is decoded for all that follows, so the quality counts
+_BUDGET = 128_000  # a server that is lost for good is decoded for all that follows, so the quality counts
 _SEED = 0
 
 
@@ -34,7 +34,7 @@ def build(group: str, data_sets: Sequence[str], tensors: tuple[str, str], reposi
     models = {name: train(copy.deepcopy(start), images, _EPOCHS, _SEED) for name, images in sets.items()}
     calibration = np.concatenate([images.train_images[:_POINTS_PER_SET] for images in sets.values()])
     image, logits = tensors
-    options = {"encoder": {"name": "refine", "steps": _STEPS}, "outputs": (logits,), "seed": _SEED}
+    options = {"encoder": {"name": "refine", "budget": _BUDGET}, "outputs": (logits,), "seed": _SEED}
     build_group(
         group,
         models,

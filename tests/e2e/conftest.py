@@ -68,6 +68,7 @@ def make_project(folder: Path, originals: int = 2) -> UserProject:
             for name in names
         ],
         "calibration": {"source": "calibration.npz"},
+        "encoder": {"name": "coin"},
         "outputs": ["scores"],
         "evaluation": {name: {"source": f"{name}_test.npz"} for name in names},
         "target": "repository",

@@ -16,6 +16,7 @@ from coin_export.encode.architecture import coded_module
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.coin import CoinOptions, Normalization
 from coin_export.encode.encoding import EncodeCost, Encoding, StateDict
+from coin_export.encode.refine import RefineOptions
 from coin_export.encode.registry import DEFAULT_ENCODER, ENCODERS, EncoderOptions, encode, encode_rows
 from coin_export.errors import ArchitectureError, CodeError, NonFiniteError
 from coin_export.fisher.diagonal import diagonal_fisher
@@ -221,11 +222,11 @@ def test_costs_are_told() -> None:
 @pytest.mark.parametrize("kept", [True, False])
 def test_statistics_are_computed_once_for_all_rows(kept: bool, tmp_path: Path) -> None:
     originals, calibration, rows = trio(), CASES["mlp"].calibration(), [[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]
-    encodings = encode_rows(originals, rows, calibration, DEFAULT_ENCODER, tmp_path if kept else None)
+    encodings = encode_rows(originals, rows, calibration, CoinOptions(), tmp_path if kept else None)
     assert [encoding.cost.backward_passes for encoding in encodings] == [15, 0]
     assert len(list(tmp_path.iterdir())) == (3 if kept else 0)
     for row, encoding in zip(rows, encodings, strict=True):
-        assert_equal(encoding.state_dict, encode(originals, row, calibration, DEFAULT_ENCODER).state_dict)
+        assert_equal(encoding.state_dict, encode(originals, row, calibration, CoinOptions()).state_dict)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ class Holder(BaseModel):
 
 
 def test_options_are_chosen_by_name() -> None:
-    assert Holder().encoder == CoinOptions()
+    assert Holder().encoder == RefineOptions()
     assert Holder.model_validate({"encoder": {"name": "average"}}).encoder == AverageOptions()
     nested = {"name": "coin", "fisher": {"likelihood": "categorical", "estimate": "sampled"}, "damping": 1}
     assert Holder.model_validate({"encoder": nested}).encoder == CoinOptions(
