@@ -66,6 +66,7 @@ class MetricsObserver(Observer):
     coin_client_abandoned_calls              gauge     abandoned calls that the server still works on; server
     coin_client_breaker_open                 gauge     1 while a server counts as down, else 0; server
     coin_client_breaker_openings_total       counter   how often it came to count as down; server
+    coin_client_build_changes_total          counter   times that requests turned to another build of the group; group
     coin_client_budget_tokens                gauge     helping calls that the budget allows now; group
     coin_client_budget_refusals_total        counter   times that it allowed too few for a slow request; group
     ======================================== ========= ==========================================================
@@ -110,6 +111,7 @@ class MetricsObserver(Observer):
         self._abandoned = gauge("abandoned_calls", "Abandoned calls that servers still work on.", "server")
         self._open = gauge("breaker_open", "Whether a server counts as down.", "server")
         self._openings = counter("breaker_openings_total", "How often a server came to count as down.", "server")
+        self._builds = counter("build_changes_total", "Times that requests turned to another build.", "group")
         self._tokens = gauge("budget_tokens", "Helping calls that the budget allows.", "group")
         self._refusals = counter("budget_refusals_total", "Times that the budget allowed too few.", "group")
 
@@ -153,3 +155,7 @@ class MetricsObserver(Observer):
     def server_up(self, address: str) -> None:
         """See `Observer`."""
         self._open(address).set(0)
+
+    def build_changed(self, group: str, old: str, new: str) -> None:
+        """See `Observer`."""
+        self._builds(group).inc()

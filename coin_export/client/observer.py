@@ -154,6 +154,9 @@ class Observer:
     def server_up(self, address: str) -> None:
         """Take note that a server is in use, for the first time or again."""
 
+    def build_changed(self, group: str, old: str, new: str) -> None:
+        """Take note that requests go to another build of the group from now on; builds are named by their digests."""
+
 
 class Observers:
     """The observers of one client; false when there are none."""

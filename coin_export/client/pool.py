@@ -243,19 +243,17 @@ class ServerPool:
         best = max(enumerate(self._builds.values()), key=lambda item: (item[1].strength, item[0]))[1]
         if best is not current and best.strength[0]:
             self._build = best
-            names = {"group": best.group.name, "old": current.generation, "new": best.generation}
-            logger.warning(
-                "group %s: requests go to build %s now, no longer to %s",
-                best.group.name,
-                best.generation,
-                current.generation,
-                extra={"event": "build_changed", **names},
-            )
+            self._tell_build_changed(best.group.name, current.generation, best.generation)
 
     def _set_down(self, server: Server, reason: str) -> None:
         was_up, server.down = not server.down, reason
         if was_up and not self._closed:
             self._tell_down(server)
+
+    def _tell_build_changed(self, group: str, old: str, new: str) -> None:
+        fields = {"event": "build_changed", "group": group, "old": old, "new": new}
+        logger.warning("group %s: requests go to build %s now, no longer to %s", group, new, old, extra=fields)
+        self._observers.tell(lambda observer: observer.build_changed(group, old, new))
 
     def _tell_up(self, server: Server) -> None:
         self._observers.tell(lambda observer: observer.server_up(server.address))

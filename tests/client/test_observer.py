@@ -56,6 +56,7 @@ class Recorder(Observer):
     calls_ended: list[tuple[CallInfo, CallEnd]] = field(default_factory=list)
     late: list[tuple[CallInfo, float, str]] = field(default_factory=list)
     servers: list[tuple[str, str]] = field(default_factory=list)
+    builds: list[tuple[str, str, str]] = field(default_factory=list)
 
     def request_begun(self, request: RequestInfo) -> None:
         self.begun.append(request)
@@ -82,6 +83,9 @@ class Recorder(Observer):
 
     def server_up(self, address: str) -> None:
         self.servers.append((address, ""))
+
+    def build_changed(self, group: str, old: str, new: str) -> None:
+        self.builds.append((group, old, new))
 
     def outcomes(self) -> dict[str, CallOutcome]:
         """By model, of the last call to each."""
