@@ -1,6 +1,6 @@
 """Two minutes in which servers are killed and stopped at random, under load: nothing is lost, and nothing is wrong.
 
-    python -m scripts.chaos --seconds 120 --json docs/results/chaos.json
+    python scripts/chaos.py --seconds 120 --json docs/results/chaos.json
 
 One real tritonserver per member of a group of two originals and two coded models. Every few seconds one of them is
 killed, stopped, or stopped and then killed, and comes back later; at most as many are away at a time as there are
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -26,6 +25,7 @@ from rich.console import Console
 from coin_export.client import CallEnd, CallInfo, CodedClient, HttpTransport, Limits, Observer, Source
 from coin_export.client.observer import CallOutcome
 from coin_export.client.transport_grpc import GrpcTransport
+from scripts.bench.machine import describe
 from scripts.faults.cluster import Cluster
 from scripts.faults.linear_group import INPUT, TWO_CODED, random_inputs, write_linear_group
 
@@ -242,8 +242,7 @@ def main() -> None:
                 results.append(asyncio.run(Chaos(cluster, wire, options.seed).run(options.seconds, options.calm)))
             Console().print(results[-1])
     if options.json:
-        command = f"python -m scripts.chaos {' '.join(sys.argv[1:])}"
-        content = {"command": command, "seed": options.seed, "runs": [asdict(result) for result in results]}
+        content = {"seed": options.seed, "runs": [asdict(result) for result in results], "machine": describe()}
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
