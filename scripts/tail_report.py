@@ -20,7 +20,7 @@ from rich.markdown import Markdown
 
 from scripts.bench.pages import replace_between
 from scripts.tail.policies import CONTENDERS
-from scripts.tail.records import SHARES, Records
+from scripts.tail.records import SHARES, Curve, Records
 from scripts.tail.tables import results, verdicts
 from scripts.tail.verdict import rows, targets
 
@@ -33,14 +33,15 @@ _STYLES: Mapping[str, dict[str, Any]] = {
 }
 
 
-def draw(curves: Mapping[str, Sequence[float]], scenarios: Sequence[str], folder: Path) -> None:
+def draw(curves: Mapping[str, Curve], scenarios: Sequence[str], folder: Path) -> None:
     """Draw one panel a scenario: the share of requests that take longer, by latency; one thin line a repeat."""
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "tail"  # the same records give the same file
     figure, panels = plt.subplots(1, len(scenarios), figsize=(4.6 * len(scenarios), 4.2), sharey=True, squeeze=False)
     for panel, scenario in zip(panels[0], scenarios, strict=True):
         for policy in CONTENDERS:
-            repeats = [curve for name, curve in curves.items() if name.startswith(f"{scenario}/{policy}/")]
+            names = [name for name in curves if name.startswith(f"{scenario}/{policy}/")]
+            repeats = [np.array(curves[name], dtype=float) for name in names]  # NaN where requests failed
             for curve in repeats:
                 panel.plot(curve, SHARES, linewidth=0.6, alpha=0.45, **_STYLES[policy])
             if repeats:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 Record = dict[str, Any]
+Curve = list[float | None]
 
 _DECADES = 4  # of the curve: down to one request in ten thousand
 _POINTS_PER_DECADE = 25
 SHARES = 10.0 ** -np.linspace(0, _DECADES, _DECADES * _POINTS_PER_DECADE + 1)
 
 
-def curve(latency_s: npt.NDArray[np.float64]) -> list[float]:
-    """Return the latencies in ms that a share of `SHARES` of all requests reaches or passes; failed ones never end."""
+def curve(latency_s: npt.NDArray[np.float64]) -> Curve:
+    """Return the latencies in ms that a share of `SHARES` of all requests reaches or passes; None where it failed."""
     ms = np.sort(np.where(np.isnan(latency_s), np.inf, 1e3 * latency_s))[::-1]
     ranks = np.clip(np.ceil(SHARES * len(ms)).astype(int) - 1, 0, len(ms) - 1)
-    return [round(value, 3) for value in ms[ranks].tolist()]
+    return [round(value, 3) if math.isfinite(value) else None for value in ms[ranks].tolist()]
 
 
 class Records:
@@ -35,7 +36,7 @@ class Records:
         self._records_path = folder / "tail_latency.json"
         self._curves_path = folder / "tail_curves.json"
         self.records: list[Record] = _read(self._records_path, [])
-        self.curves: dict[str, list[float]] = _read(self._curves_path, {"curves_ms": {}})["curves_ms"]
+        self.curves: dict[str, Curve] = _read(self._curves_path, {"curves_ms": {}})["curves_ms"]
 
     def have(self, policy: str, scenario: str, repeat: int) -> bool:
         """Tell whether this cell was measured."""
@@ -44,10 +45,10 @@ class Records:
             for record in self.records
         )
 
-    def add(self, record: Record, curve_ms: Sequence[float]) -> None:
+    def add(self, record: Record, curve_ms: Curve) -> None:
         """Keep a cell's record and curve."""
         self.records.append(record)
-        self.curves[key(record)] = list(curve_ms)
+        self.curves[key(record)] = curve_ms
         _write(self._curves_path, {"shares": SHARES.round(6).tolist(), "curves_ms": self.curves})
         _write(self._records_path, self.records)
 
@@ -70,6 +71,8 @@ def _write(path: Path, content: Any) -> None:
 
 def _text(content: Any) -> str:
     if isinstance(content, list):  # one record a line
-        return "[\n" + ",\n".join(json.dumps(record) for record in content) + "\n]"
-    curves = ",\n".join(f"  {json.dumps(name)}: {json.dumps(values)}" for name, values in content["curves_ms"].items())
+        return "[\n" + ",\n".join(json.dumps(record, allow_nan=False) for record in content) + "\n]"
+    curves = ",\n".join(
+        f"  {json.dumps(name)}: {json.dumps(values, allow_nan=False)}" for name, values in content["curves_ms"].items()
+    )
     return f'{{"shares": {json.dumps(content["shares"])},\n"curves_ms": {{\n{curves}\n}}}}'
