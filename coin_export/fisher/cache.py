@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import os
 import tempfile
@@ -16,12 +15,13 @@ from safetensors.torch import save_file
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.errors import BuildError
 from coin_export.fisher.diagonal import DiagonalFisher, diagonal_fisher
+from coin_export.fisher.identity import module_digest
 from coin_export.fisher.options import FisherOptions
 from coin_export.model.signature import Original
 from coin_export.model.state import state_digest
 
 # Part of every digest: raise it when the same options come to mean other statistics.
-_VERSION = 1
+_VERSION = 2
 _CONTENT = "content"
 
 
@@ -52,30 +52,18 @@ def cached_diagonal_fisher(
 
 
 def statistics_digest(original: Original, calibration: CalibrationInputs, options: FisherOptions) -> str:
-    """Return a hexadecimal digest of weights, inputs, architecture and options.
+    """Return a hexadecimal digest of the module (see `identity`), the inputs and the options.
 
-    The architecture is the module's printed form and, since that does not show what ``forward`` does, the name and
-    source of every class in it. The batch size is left out: it does not change the result.
+    The batch size is left out: it does not change the result.
     """
-    module = original.module
-    classes = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in map(type, module.modules())}
     content = [
         _VERSION,
-        state_digest(module.state_dict()),
+        module_digest(original.module),
         calibration.digest(),
         repr(original.signature),
-        repr(module),
-        [[name, _source(classes[name])] for name in sorted(classes)],
         options.model_dump(mode="json", exclude={"batch_size"}),
     ]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
-
-
-def _source(kind: type[torch.nn.Module]) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # made at run time
-        return ""
 
 
 def _read(path: Path) -> dict[str, torch.Tensor] | None:
