@@ -1,6 +1,6 @@
 """Measure what observers cost per request, on a transport without a wire.
 
-    python scripts/bench_observers.py [--quick] [--output docs/results]
+    python scripts/bench_observers.py [--quick] [--output docs/results] [--page docs/client.md]
 
 Whole requests of `CodedClient.infer` as in ``bench_client.py``, for two originals and one coded model: answered
 directly while the coded model is held back (2 calls), and with one answer decoded as its model's own comes too late
@@ -9,7 +9,8 @@ with traces of which none is sampled, with traces of which each is sampled and t
 metrics and sampled traces. The clients take turns in short blocks in random order, so that a busy machine disturbs all
 alike; the extra cost is taken within a repeat, and the median over repeats counts.
 
-Writes ``observers.json``: the machine, and one record per case and observer with microseconds per request.
+Time is the process's processor time: nothing here waits. Writes ``observers.json``: the machine, and one record per case
+and observer with microseconds per request.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Observer,
 from coin_export.client.metrics import MetricsObserver
 from coin_export.client.tracing import TracingObserver
 from scripts.bench.machine import describe
+from scripts.bench.pages import replace_between
 from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
 
 K = 2
@@ -84,7 +86,7 @@ class Subject:
     async def run(self, requests: int) -> None:
         """Make requests, one after the other."""
         loop = asyncio.get_running_loop()
-        start = time.perf_counter()
+        start = time.process_time()
         for _ in range(requests):
             late = self.first.held = loop.create_future() if self.decodes else None
             answers = await self.client.infer(INPUTS)
@@ -92,7 +94,7 @@ class Subject:
                 late.set_result(None)
                 await asyncio.sleep(0)  # the late answer's cost is part of the request's
                 assert answers["model_0"].source is Source.DECODED
-        self.seconds += time.perf_counter() - start
+        self.seconds += time.process_time() - start
 
     def end_repeat(self, requests: int) -> None:
         """Keep the mean over the requests of one repeat."""
@@ -158,13 +160,24 @@ def _iqr(values: Sequence[float]) -> list[float]:
 
 
 def show(records: Sequence[dict[str, Any]]) -> None:
-    """Print the table."""
+    """Print both kinds of figures, with their spread."""
     table = Table("case", "observer", "us per request (IQR)", "extra us (IQR)", title="What observers cost")
     for record in records:
         table.add_row(
             record["case"], record["observer"], _cell(record, "microseconds"), _cell(record, "extra_microseconds")
         )
     Console(width=120).print(table)
+
+
+def page_table(records: Sequence[dict[str, Any]]) -> str:
+    """Return the table for the page: medians, what each observer adds."""
+    names = dict.fromkeys(record["observer"] for record in records)
+    lines = [["microseconds per request", *names], ["---"] * (1 + len(names))]
+    for case in dict.fromkeys(record["case"] for record in records):
+        none, *observers = [record for record in records if record["case"] == case]
+        extras = [f"+{record['extra_microseconds']:.0f}" for record in observers]
+        lines.append([case, f"{none['microseconds']:.0f}", *extras])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _cell(record: dict[str, Any], key: str) -> str:
@@ -175,9 +188,10 @@ def _cell(record: dict[str, Any], key: str) -> str:
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=11)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--quick", action="store_true", help="three short repeats")
     parser.add_argument("--output", type=Path, help="folder of the JSON file")
+    parser.add_argument("--page", type=Path, help="page whose table is replaced")
     options = parser.parse_args()
     repeats, blocks, requests = (3, 2, 100) if options.quick else (options.repeats, 4, 250)
     records = [record for case in CASES for record in asyncio.run(bench(case, repeats, blocks, requests))]
@@ -186,6 +200,8 @@ def main() -> None:
         options.output.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"machine": describe(), "records": records}, indent=2)
         (options.output / "observers.json").write_text(text + "\n", encoding="utf-8")
+    if options.page:
+        replace_between(options.page, {"observers": page_table(records)})
 
 
 if __name__ == "__main__":
