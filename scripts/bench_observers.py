@@ -9,8 +9,8 @@ with traces of which none is sampled, with traces of which each is sampled and t
 metrics and sampled traces. The clients take turns in short blocks in random order, so that a busy machine disturbs all
 alike; the extra cost is taken within a repeat, and the median over repeats counts.
 
-Time is the process's processor time: nothing here waits. Writes ``observers.json``: the machine, and one record per case
-and observer with microseconds per request.
+Time is the process's processor time: nothing here waits. Writes ``observers.json``: the machine, and one record per
+case and observer with microseconds per request.
 """
 
 from __future__ import annotations
