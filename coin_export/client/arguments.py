@@ -57,9 +57,9 @@ def wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]
     Raises:
         RequestError: if there is none, or a name is not that of an original.
     """
-    originals = [member.name for member in group.originals]
     if wanted is None:
-        return tuple(range(len(originals)))
+        return tuple(range(group.code.k))
+    originals = [member.name for member in group.originals]
     if isinstance(wanted, str) or not wanted or not set(wanted) <= set(originals):
         raise RequestError(f"wanted is {wanted!r}; give a list of one or more of {originals}")
     return tuple(row for row, name in enumerate(originals) if name in wanted)

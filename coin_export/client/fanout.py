@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
-from coin_export.client.answer import Outputs
+from coin_export.client.answer import Array
 from coin_export.client.build import Build
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
 from coin_export.client.server import Server, Task
@@ -59,8 +58,7 @@ class Fanout:
         request: what is sent.
         group: the build that is asked.
         outcome: how the request ended; an exception that nobody foresaw is handed to the caller through it.
-        outputs: usable answers by row.
-        model_versions: of the models that gave them, by row.
+        replies: usable answers by row.
         latency_s: seconds from the start to these answers, by row.
         failures: why other members did not answer, by row.
         decode_s: seconds spent on decoding.
@@ -75,8 +73,7 @@ class Fanout:
     ) -> None:
         self.request = request
         self.group = build.group
-        self.model_versions: dict[int, str] = {}
-        self.outputs: dict[int, Outputs] = {}
+        self.replies: dict[int, Reply] = {}
         self.latency_s: dict[int, float] = {}
         self.failures: dict[int, str] = {}
         self.decode_s = 0.0
@@ -101,7 +98,7 @@ class Fanout:
 
     def start(self) -> None:
         """Send the first calls."""
-        self._advance(lambda now: self._gather.start())
+        self._tell(self._begin)
 
     def close(self) -> None:
         """Lose interest: release the calls that nobody waits for any more."""
@@ -123,23 +120,31 @@ class Fanout:
         if self._watch is not None:
             self._watch.settle(self._used_rows())
 
+    def outputs(self, rows: Iterable[int], name: str) -> list[Array]:
+        """Return one output of the given members, whose answers have arrived."""
+        return [self.replies[row].outputs[name] for row in rows]
+
     @property
     def pending(self) -> dict[int, str]:
         """Return the servers that were asked and have neither answered nor failed, by row."""
         asked = {row: call.server.address for row, call in self._calls.items()}
-        return {row: address for row, address in asked.items() if row not in self.outputs and row not in self.failures}
+        return {row: address for row, address in asked.items() if row not in self.replies and row not in self.failures}
 
-    def _advance(self, event: Callable[[float], list[Action]]) -> None:
-        """Tell the state machine of an event and carry out, in order, what it decides."""
+    def _tell(self, event: Callable[..., list[Action]], *what: Any) -> None:
+        """Tell the state machine of an event and carry out, in order, what it decides.
+
+        Args:
+            event: takes ``what`` and the time.
+            what: happened.
+        """
         if self.outcome.done():
             return
         try:
             now = self._loop.time()
-            actions = deque(event(now))
-            while actions:
-                action = actions.popleft()
+            actions = event(*what, now)
+            for action in actions:  # what one of them leads to is carried out after the others
                 if isinstance(action, Send):
-                    actions.extend(self._send(action, now))
+                    actions += self._send(action, now)
                 elif isinstance(action, Wake):
                     self._set_timer(action.at)
                 else:
@@ -147,6 +152,9 @@ class Fanout:
         except Exception as error:
             # In a callback of the event loop it would be logged, and the caller would wait for ever.
             self.outcome.set_exception(error)
+
+    def _begin(self, now: float) -> list[Action]:
+        return self._gather.start()
 
     def _send(self, send: Send, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -179,7 +187,7 @@ class Fanout:
     def _set_timer(self, at: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = None if at == math.inf else self._loop.call_at(at, self._advance, self._woken)
+        self._timer = None if at == math.inf else self._loop.call_at(at, self._tell, self._woken)
 
     def _woken(self, now: float) -> list[Action]:
         """Judge the servers that are still waited for, too: help in place of one that counts as down is free."""
@@ -199,7 +207,7 @@ class Fanout:
         return now - call.sent >= self._gather.patience_s
 
     def _on_done(self, row: int, task: Task) -> None:
-        self._advance(partial(self._receive, row, task))
+        self._tell(self._receive, row, task)
 
     def _receive(self, row: int, task: Task, now: float) -> list[Action]:
         problem = self._take(row, task, now)
@@ -220,14 +228,13 @@ class Fanout:
             return str(error)
         reply: Reply = task.result()
         server, signature = self._calls[row].server, self._build.signature
-        accepted = next(iter(self.outputs.values()), None)
+        accepted = next(iter(self.replies.values())).outputs if self.replies else None
         problem = self._build.problem_with(row, server, reply.model_version) or signature.problem_with(
             row, reply.outputs, self.request.batch, accepted
         )
         if problem:
             return f"server {server.address}, model {signature.members[row]!r}: {problem}"
-        self.outputs[row] = reply.outputs
-        self.model_versions[row] = reply.model_version
+        self.replies[row] = reply
         self.latency_s[row] = now - self.request.started
         return ""
 

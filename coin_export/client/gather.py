@@ -104,9 +104,10 @@ class Gather:
         self.started = started
         self._deadline = deadline
         self._arrived: set[int] = set()
+        self._coded = 0  # how many of those that arrived are coded models
         self._failed: set[int] = set()
         self._missing = set(wanted)
-        self._askable = set(range(code.n))  # not asked yet
+        self._askable = code.members  # not asked yet
         self._withheld: set[int] = set()  # not asked, as their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
         self._help_at = self._late_after(started, len(self._wanted))
@@ -135,6 +136,7 @@ class Gather:
         if self.ended:
             return []
         self._arrived.add(row)
+        self._coded += row >= self._code.k
         self._late_at.pop(row, None)
         self._missing.discard(row)
         return self._proceed(now)
@@ -145,8 +147,8 @@ class Gather:
             return []
         self._failed.add(row)
         self._late_at.pop(row, None)
-        self._askable.discard(row)
-        if not self._decodable(set(range(self._code.n)) - self._failed):
+        self._askable -= {row}
+        if not self._code.decodable(self._code.members - self._failed, self._goal):
             return self._give_up(Cause.TOO_FEW)
         self._fell_out = True
         return self._proceed(now)
@@ -182,7 +184,9 @@ class Gather:
     def _proceed(self, now: float) -> list[Action]:
         if not self._missing:
             return self._finish()
-        if self._decode_at is None and self._decodable(self._arrived):
+        # Each of what is missing takes a coded answer: a count rules out most arrivals without any algebra.
+        may_decode = self._decode_at is None and self._coded >= min(len(self._missing), len(self._goal))
+        if may_decode and self._code.decodable(self._arrived, self._goal):
             self._decode_at = self._policy.decode.decode_at(self._helped_at, now)
         if self._decode_at is not None:
             nothing_to_wait_for = self._missing.isdisjoint(self._late_at)
@@ -194,13 +198,6 @@ class Gather:
         if (self._askable or self._withheld) and (self._fell_out or now >= self._help_at):
             return [*self._help(now), *self._wake()]
         return self._wake()
-
-    def _decodable(self, rows: set[int]) -> bool:
-        """Tell whether ``rows`` determine what is wanted; a count rules out most sets without any algebra."""
-        coded = sum(row >= self._code.k for row in rows)
-        if coded < min(sum(row not in rows for row in self._missing), len(self._goal)):
-            return False
-        return self._code.decodable(rows, self._goal)
 
     def _help(self, now: float) -> list[Action]:
         """Ask the fewest members that make up for those that failed, then, within the budget, for those late."""
@@ -219,10 +216,10 @@ class Gather:
 
     def _helpers(self, expected: set[int], late: frozenset[int]) -> set[int]:
         """Choose among the members not asked yet; all those withheld too if without them the choice may not suffice."""
-        given, askable = frozenset(expected), frozenset(self._askable)
-        rows = set(helpers(self._code, self._goal, given, late, askable))
-        if self._withheld and not self._decodable(expected | rows):
-            rows = set(helpers(self._code, self._goal, given, late, askable | self._withheld))
+        given = frozenset(expected)
+        rows = set(helpers(self._code, self._goal, given, late, self._askable))
+        if self._withheld and not self._code.decodable(expected | rows, self._goal):
+            rows = set(helpers(self._code, self._goal, given, late, self._askable | self._withheld))
             if rows & self._withheld:
                 rows |= self._withheld  # one of them may be down indeed
         return rows
@@ -239,7 +236,7 @@ class Gather:
         return [self._ask(send, late_at) for send in asked if send.rows]
 
     def _ask(self, send: Send, late_at: float) -> Send:
-        self._askable.difference_update(send.rows)
+        self._askable = self._askable.difference(send.rows)
         self._late_at.update(dict.fromkeys(send.rows, late_at))
         return send
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 CAPACITY = 4096
 _ENOUGH = 20  # fewer say nothing about a tail
@@ -37,7 +38,12 @@ class Latencies:
         found = self._found.get((q, window))
         if found is None:
             size = min(window, self._count, CAPACITY)
-            values = self._ring.take(range(self._count - size, self._count), mode="wrap")
             rank = max(math.ceil(q * size) - 1, 0)
-            found = self._found[q, window] = float(np.partition(values, rank)[rank])
+            found = self._found[q, window] = float(np.partition(self._latest(size), rank)[rank])
         return found
+
+    def _latest(self, size: int) -> npt.NDArray[np.float64]:
+        end = self._count % CAPACITY
+        if size <= end:
+            return self._ring[end - size : end]
+        return np.concatenate([self._ring[CAPACITY - (size - end) :], self._ring[:end]])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 from coin_export.client.answer import Answer, Answers, Source
 from coin_export.client.fanout import Fanout
 from coin_export.client.gather import Cause, Finish
 from coin_export.code.decode import decode
+from coin_export.code.linear import Decoding
 from coin_export.errors import UndecodableError
 
 _CURE = {
@@ -18,8 +20,11 @@ _CURE = {
 
 def answers(fanout: Fanout, finish: Finish) -> Answers:
     """Return the direct answers as they came, and decode the others."""
-    found = {row: _direct(fanout, row) for row in finish.direct} | _decoded(fanout, finish)
-    return Answers({found[row].model: found[row] for row in sorted(found)})
+    found = {row: _direct(fanout, row) for row in finish.direct}
+    if finish.decoding is not None:
+        found |= _decoded(fanout, finish.decoding, finish.erased)
+        found = dict(sorted(found.items()))
+    return Answers({answer.model: answer for answer in found.values()})
 
 
 def mean(fanout: Fanout, finish: Finish) -> Answers:
@@ -28,7 +33,7 @@ def mean(fanout: Fanout, finish: Finish) -> Answers:
     assert decoding is not None
     began = time.perf_counter()
     outputs = {
-        tensor.name: decode(decoding, [fanout.outputs[row][tensor.name] for row in decoding.sources], [tensor.shape])[0]
+        tensor.name: decode(decoding, fanout.outputs(decoding.sources, tensor.name), [tensor.shape])[0]
         for tensor in group.outputs
     }
     (noise_gain,) = decoding.noise_gain
@@ -49,11 +54,11 @@ def mean(fanout: Fanout, finish: Finish) -> Answers:
 def undecodable(fanout: Fanout, cause: Cause) -> UndecodableError:
     """Make the error: it hands over what arrived, and says of every other member why it is missing."""
     group, elapsed_s = fanout.group, fanout.elapsed_s
-    arrived = {group.members[row].name: _direct(fanout, row) for row in sorted(fanout.outputs)}
+    arrived = {group.members[row].name: _direct(fanout, row) for row in sorted(fanout.replies)}
     failures = {
         member.name: fanout.failures.get(row) or _silence(fanout.pending.get(row), elapsed_s)
         for row, member in enumerate(group.members)
-        if row not in fanout.outputs
+        if row not in fanout.replies
     }
     message = (
         f"group {group.name!r}: {cause.value} after {1e3 * elapsed_s:.0f} ms; "
@@ -66,34 +71,31 @@ def undecodable(fanout: Fanout, cause: Cause) -> UndecodableError:
 def _direct(fanout: Fanout, row: int) -> Answer:
     return Answer(
         fanout.group.members[row].name,
-        fanout.outputs[row],
+        fanout.replies[row].outputs,
         Source.DIRECT,
         noise_gain=0.0,
         quality=None,
         latency_s=fanout.latency_s[row],
-        model_version=fanout.model_versions[row],
+        model_version=fanout.replies[row].model_version,
         request_id=fanout.request.options.request_id,
     )
 
 
-def _decoded(fanout: Fanout, finish: Finish) -> dict[int, Answer]:
-    decoding = finish.decoding
-    if decoding is None:
-        return {}
+def _decoded(fanout: Fanout, decoding: Decoding, lost: Sequence[int]) -> dict[int, Answer]:
     group = fanout.group
     began = time.perf_counter()
     own = [group.outputs_of(group.members[row]) for row in decoding.originals]
     arrays = {
         tensor.name: decode(
             decoding,
-            [fanout.outputs[row][tensor.name] for row in decoding.sources],
+            fanout.outputs(decoding.sources, tensor.name),
             [tensors[place].shape for tensors in own],
         )
         for place, tensor in enumerate(group.outputs)
     }
     fanout.decode_s = time.perf_counter() - began
     elapsed_s = fanout.elapsed_s
-    erased = [group.members[row].name for row in finish.erased]
+    erased = [group.members[row].name for row in lost]
     found = {}
     for index, (row, noise_gain) in enumerate(zip(decoding.originals, decoding.noise_gain, strict=True)):
         name = group.members[row].name

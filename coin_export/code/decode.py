@@ -58,9 +58,13 @@ def _weighted_sum(weights: npt.NDArray[np.float64], outputs: Sequence[Array]) ->
         return output
     # Half-precision sums of large terms that nearly cancel would lose most of their digits.
     total = np.multiply(output, weight, dtype=np.result_type(output.dtype, np.float32))
-    scratch = np.empty_like(total)
+    scratch: Array | None = None
     for weight, output in terms[1:]:
-        total += np.multiply(output, weight, out=scratch, dtype=total.dtype)
+        if weight == -1.0:  # as for every answer but the coded one when a plain mean is decoded: one pass, not two
+            total -= output
+        else:
+            scratch = np.multiply(output, weight, out=scratch, dtype=total.dtype)
+            total += scratch
     return total.astype(output.dtype, copy=False)
 
 

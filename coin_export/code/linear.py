@@ -101,20 +101,25 @@ class LinearCode:
     def _hash(self) -> int:
         return hash(self.parities)
 
-    @property
+    @cached_property
     def k(self) -> int:
         """Number of originals."""
         return len(self.parities[0])
 
-    @property
+    @cached_property
     def m(self) -> int:
         """Number of coded models."""
         return len(self.parities)
 
-    @property
+    @cached_property
     def n(self) -> int:
         """Number of models in the group, n = k + m."""
         return self.k + self.m
+
+    @cached_property
+    def members(self) -> frozenset[int]:
+        """The numbers of all models."""
+        return frozenset(range(self.n))
 
     @property
     def generator(self) -> Matrix:
@@ -241,7 +246,7 @@ def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[Wanted, ...]
     if not np.allclose(on_mixed @ parities[:, unknown], target[:, unknown], atol=_SOLVED):
         return None
     on_known = target[:, list(known)] - on_mixed @ parities[:, list(known)]
-    weights = np.hstack([on_known, on_mixed])
+    weights = np.hstack([on_known, on_mixed]).round(12)  # rids plain weights, such as -1, of the solver's noise
     asked = np.array([*known.values(), *mixed], dtype=int)
     order = [column for column in np.argsort(asked) if weights[:, column].any()]
     weights, sources = weights[:, order], asked[order]

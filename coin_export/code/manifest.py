@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 from coin_export.code.linear import LinearCode
@@ -104,17 +105,17 @@ class Group:
     members: tuple[Member, ...]
     quality: tuple[Quality, ...] = ()
 
-    @property
+    @cached_property
     def originals(self) -> tuple[Member, ...]:
         """The originals, in the order of the code."""
         return tuple(member for member in self.members if member.role == "original")
 
-    @property
+    @cached_property
     def coded(self) -> tuple[Member, ...]:
         """The coded models, in the order of the code's rows."""
         return tuple(member for member in self.members if member.role == "coded")
 
-    @property
+    @cached_property
     def code(self) -> LinearCode:
         """The group's linear code."""
         return LinearCode(tuple(member.row for member in self.coded))
