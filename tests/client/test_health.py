@@ -9,7 +9,6 @@ import pytest
 
 from coin_export.client import (
     AfterGrace,
-    AsSoonAsDecodable,
     AtDeadline,
     AtOnce,
     Budget,
@@ -170,12 +169,12 @@ async def test_short_deadlines_put_no_server_out_of_use() -> None:
 
 async def test_the_replica_with_the_fewest_calls_under_way_is_asked() -> None:
     servers = [*one_each(GROUP), FakeTriton(GROUP, ["a"])]
-    policy = Policy(AtOnce(), AsSoonAsDecodable())
-    async with started(*servers) as addresses, CodedClient(addresses, policy=policy) as client:
+    async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT) as client:
         servers[0].hold.clear()
-        await client.infer({"input": BATCH})
+        first = asyncio.create_task(client.infer({"input": BATCH}))
+        await eventually(lambda: servers[0].asked == 1)
         for _ in range(3):
             await client.infer({"input": BATCH})
-            await eventually(lambda: servers[3].answered == servers[3].asked > 0)
-        assert servers[0].asked == 1
+        assert servers[0].asked == 1 and servers[3].asked == 3
         servers[0].hold.set()
+        await first
