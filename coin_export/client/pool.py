@@ -14,6 +14,7 @@ from typing import Any
 from coin_export.client.answer import Array
 from coin_export.client.build import Build
 from coin_export.client.discovery import Report, builds_of, may_replace, resolve
+from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observers
 from coin_export.client.routing import Routing
 from coin_export.client.server import Limits, Server, Task
@@ -21,6 +22,8 @@ from coin_export.client.transport import Transport
 
 logger = logging.getLogger("coin_export.client")
 
+# For closing connections, and for cancelled calls to end: a matter of microseconds, unless something is wrong.
+_END_S = 1.0
 NO_VERSIONS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -149,21 +152,15 @@ class ServerPool:
         """
         self._closed = True
         try:
-            await self._wait_for_calls(self._limits.close_s)
+            await ended(self._calls(), self._limits.close_s)
         finally:
-            for server in self._servers.values():
-                await server.transport.close()
-            for task in self._calls():
-                task.cancel()
-            await self._wait_for_calls(None)
+            transports = [server.transport for server in self._servers.values()]
+            closing = [self._loop.create_task(transport.close()) for transport in transports]
+            await ended(closing, _END_S)
+            await cancelled([*closing, *self._calls()], _END_S)
 
     def _calls(self) -> list[Task]:
         return [task for server in self._servers.values() for task in server.calls]
-
-    async def _wait_for_calls(self, timeout: float | None) -> None:
-        calls = self._calls()
-        if calls:
-            await asyncio.wait(calls, timeout=timeout)
 
     def _doubt(self, server: Server, reason: str) -> None:
         if self._closed:

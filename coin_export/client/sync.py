@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from coin_export.client.answer import Answer, Answers, Array
 from coin_export.client.client import DEFAULT_LIMITS, DEFAULT_POLICY, DEFAULT_TRANSPORT, NOTHING, CodedClient
+from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observer
 from coin_export.client.policy import Policy
 from coin_export.client.server import Limits
@@ -19,6 +20,8 @@ from coin_export.code.manifest import Group
 from coin_export.errors import ClientError
 
 T = TypeVar("T")
+
+_END_S = 1.0  # for requests of other threads, whose calls have ended already
 
 
 class _Portal:
@@ -40,7 +43,7 @@ class _Portal:
             raise
 
     def stop(self) -> None:
-        """Let what is under way end, then end the thread."""
+        """Let what is under way end, for a bounded time, then end the thread."""
         self.run(_others_ended())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -48,9 +51,12 @@ class _Portal:
 
 
 async def _others_ended() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
-        await asyncio.wait(others)
+    await ended(_others(), _END_S)
+    await cancelled(_others(), _END_S)
+
+
+def _others() -> set[asyncio.Task[Any]]:
+    return {task for task in asyncio.all_tasks() if task is not asyncio.current_task()}
 
 
 class SyncCodedClient:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 import zlib
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
@@ -17,6 +17,7 @@ import tritonclient.http.aio as triton
 from tritonclient.utils import InferenceServerException
 
 from coin_export.client.answer import Array
+from coin_export.client.ending import within
 from coin_export.client.transport import (
     ModelConfig,
     RefusedError,
@@ -153,8 +154,8 @@ class HttpTransport(Transport):
         """See `Transport`."""
         await self._client.close()
 
-    async def _ask(self, what: str, work: Awaitable[T]) -> T:
-        return await self._call(what, asyncio.wait_for(work, _QUESTION_S))
+    async def _ask(self, what: str, work: Coroutine[Any, Any, T]) -> T:
+        return await self._call(what, within(_QUESTION_S, work))
 
     async def _call(self, what: str, work: Awaitable[T]) -> T:
         try:
