@@ -22,6 +22,7 @@ CriterionName: TypeAlias = Literal["divergence", "error"]
 Answers: TypeAlias = Sequence[torch.Tensor]
 """For each output, what several models gave: shape (models, points, ...)."""
 
+_NEVER = -1e4  # as a logit: a probability of zero, with no infinity to multiply it by
 _MAX_PATTERNS = 200  # of a large code, the patterns of fewest losses
 
 
@@ -39,8 +40,9 @@ class Criterion:
 
         ``divergence`` is the Kullback-Leibler divergence, in nats, of the softmax over the last dimension of a decoded
         output from that of the original's own; outputs whose last dimension is one, of which a softmax says nothing,
-        count by their error. ``error`` is the mean squared error of the decoded outputs over its amplification by the
-        decoder, so that for m = 1 it is that of the coded model.
+        count by their error. Classes to which an original answers exactly zero throughout are those that its padded
+        head lacks, and do not count for it. ``error`` is the mean squared error of the decoded outputs over its
+        amplification by the decoder, so that for m = 1 it is that of the coded model.
 
         Args:
             coded: outputs of the m coded models.
@@ -57,8 +59,10 @@ class Criterion:
             return self._squares(coded, originals) / coded[0].numel()
         own = originals[self._wanted]
         decoded = own + self._decoded_errors(coded, originals)
-        logs = (functional.log_softmax(decoded, -1), functional.log_softmax(own, -1))
-        divergence = functional.kl_div(*logs, reduction="sum", log_target=True)
+        absent = (originals == 0).flatten(1, -2).all(1)[self._wanted]
+        absent = absent.reshape(len(own), *[1] * (own.ndim - 2), -1)
+        logs = [functional.log_softmax(logits.masked_fill(absent, _NEVER), -1) for logits in (decoded, own)]
+        divergence = functional.kl_div(logs[0], logs[1], reduction="sum", log_target=True)
         return divergence / own[..., 0].numel()
 
     def _squares(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:

@@ -69,3 +69,17 @@ def test_outputs_add_up() -> None:
     assert float(divergence(*both)) == pytest.approx(sum(single))
     weighted = [float(error([coded], [own])) * coded[0].numel() for coded, own in (first, second)]
     assert float(error(*both)) == pytest.approx(sum(weighted) / 50)
+
+
+def test_classes_that_a_padded_head_lacks_do_not_count_for_it() -> None:
+    """Two originals of two and of four classes: the first one's decoded answer is cut to its own two."""
+    code = default_code(2, 1)
+    coded, originals = answers(code, 5, 4)
+    originals[0, :, 2:] = 0
+    found = float(Criterion(code, "divergence")([coded], [originals]))
+    decoded = originals + 2 * (coded - originals.mean(0))
+    values = [
+        functional.kl_div(left.log_softmax(-1), right.log_softmax(-1), reduction="batchmean", log_target=True)
+        for left, right in [(decoded[0, :, :2], originals[0, :, :2]), (decoded[1], originals[1])]
+    ]
+    assert found == pytest.approx(float(torch.stack(values).mean()), rel=1e-5)
