@@ -14,10 +14,13 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode import registry
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.average import AverageOptions
+from coin_export.encode.barycenter_cg import BarycenterCgOptions
 from coin_export.encode.coin import CoinOptions, Normalization
 from coin_export.encode.encoding import EncodeCost, Encoding, StateDict
 from coin_export.encode.refine import RefineOptions
 from coin_export.encode.registry import DEFAULT_ENCODER, ENCODERS, EncoderOptions, encode, encode_rows
+from coin_export.encode.regmean import RegMeanOptions
+from coin_export.encode.regress import RegressOptions
 from coin_export.errors import ArchitectureError, CodeError, NonFiniteError
 from coin_export.fisher.diagonal import diagonal_fisher
 from coin_export.fisher.options import FisherOptions
@@ -66,6 +69,16 @@ def test_the_order_of_the_models_does_not_matter(case: str, options: EncoderOpti
             [originals[i] for i in order], [coefficients[i] for i in order], CASES[case].calibration(), options
         )
         assert_equal(found.state_dict, wanted)
+
+
+@pytest.mark.parametrize("options", [RegMeanOptions(), RegressOptions(), BarycenterCgOptions(iterations=3)], ids=named)
+def test_the_order_of_the_models_does_not_matter_to_closed_forms(options: EncoderOptions) -> None:
+    originals, coefficients, calibration = trio(), [0.2, 0.3, 0.5], CASES["mlp"].calibration()
+    wanted = encode(originals, coefficients, calibration, options).state_dict
+    for order in permutations(range(3)):
+        found = encode([originals[i] for i in order], [coefficients[i] for i in order], calibration, options).state_dict
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
