@@ -104,6 +104,25 @@ def build(
 
 
 @app.command()
+def fisher(
+    recipe: Annotated[Path, typer.Argument(help="The build recipe, a YAML file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the files.")] = Path("artifacts/fisher"),
+    as_json: JsonFlag = False,
+) -> None:
+    """Write the models' diagonal Fisher statistics; `torchrun --no-python coin-export fisher ...` shares the work."""
+    with _extra("build"):
+        from coin_export.pipeline.statistics import statistics_path, write_recipe_statistics
+        from coin_export.recipe import load_recipe
+    _import_from_working_directory()
+    points = write_recipe_statistics(load_recipe(recipe), output)
+    rows = [{"model": m, "points": count, "file": str(statistics_path(output, m))} for m, count in points.items()]
+    if rows and as_json:
+        _print_json(rows)
+    for row in rows if not as_json else ():
+        out.print(f"{row['model']}: {row['points']} points, {row['file']}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     sources: Annotated[
         list[str], typer.Argument(help="A model repository, or addresses of servers (host:port, gRPC).")

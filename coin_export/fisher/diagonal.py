@@ -54,12 +54,22 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
         CalibrationError: if the inputs are not those of the model's signature.
         NonFiniteError: if outputs or statistics hold NaN or infinity.
     """
+    totals = summed_squares(original, calibration, options, range(len(calibration)))
+    return averaged(original, options, totals, len(calibration))
+
+
+def summed_squares(original: Original, calibration: CalibrationInputs, options: FisherOptions, part: range) -> Squares:
+    """Sum squared gradients over a ``part`` of the points, in float64; see `diagonal_fisher`.
+
+    Sums of parts that make up the whole add up to that of the whole: what is random depends on a point's index alone.
+    """
     _check(original, calibration)
-    width = sum(math.prod(spec.shape) for spec in original.signature.outputs)
+    width = _width(original)
     path = VerifiedPath(original, options)
     totals: Squares = {}
     try:
-        for batch, points in _batches(original, calibration, options):
+        for points in _batches(part, options):
+            batch = calibration.take(slice(points.start, points.stop))
             squares, finite = path(list(to_tensors(batch.arrays).values()), directions(options, points, width))
             _check_outputs(original, finite, points)
             _add(totals, squares)
@@ -68,14 +78,23 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
         raise ModelError(
             f"model {original.name!r} cannot be differentiated on single calibration points: {error}{hint}"
         ) from error
-    diagonal = {name: (total / len(calibration)).float() for name, total in totals.items()}
+    return totals
+
+
+def averaged(original: Original, options: FisherOptions, totals: Squares, points: int) -> DiagonalFisher:
+    """Divide sums by the number of points.
+
+    Raises:
+        NonFiniteError: if the result holds NaN or infinity.
+    """
+    diagonal = {name: (total / points).float() for name, total in totals.items()}
     faulty = [name for name, tensor in diagonal.items() if not bool(torch.isfinite(tensor).all())]
     if faulty:
         raise NonFiniteError(
             f"model {original.name!r}: the Fisher statistics hold NaN or infinity in {', '.join(faulty)}; "
             "check the scale of the calibration inputs"
         )
-    return DiagonalFisher(diagonal, len(calibration), len(calibration), len(calibration) * passes(options, width))
+    return DiagonalFisher(diagonal, points, points, points * passes(options, _width(original)))
 
 
 def _add(totals: Squares, squares: Squares) -> None:
@@ -87,12 +106,13 @@ def _add(totals: Squares, squares: Squares) -> None:
             totals[name] = square.double()
 
 
-def _batches(
-    original: Original, calibration: CalibrationInputs, options: FisherOptions
-) -> Iterator[tuple[CalibrationInputs, range]]:
-    for start in range(0, len(calibration), options.batch_size):
-        points = range(start, min(start + options.batch_size, len(calibration)))
-        yield calibration.take(slice(points.start, points.stop)), points
+def _width(original: Original) -> int:
+    return sum(math.prod(spec.shape) for spec in original.signature.outputs)
+
+
+def _batches(part: range, options: FisherOptions) -> Iterator[range]:
+    for start in range(part.start, part.stop, options.batch_size):
+        yield range(start, min(start + options.batch_size, part.stop))
 
 
 def _check(original: Original, calibration: CalibrationInputs) -> None:
