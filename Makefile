@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test lint types imports unit bench-client bench-tail constraints clean
+.PHONY: help setup demo test lint types imports unit bench-client bench-tail simulate constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +42,10 @@ bench-client: $(READY)  ## measure what the client costs beside bare calls (abou
 bench-tail: $(READY)  ## measure the tail under stragglers (hours, on an idle machine); goes on where it was interrupted
 	$(BIN)/python scripts/bench_tail.py --output docs/results
 	$(BIN)/python scripts/tail_report.py
+
+simulate: $(READY)  ## simulate clusters, draw the figures, fill the tables of docs/simulation.md (about twenty minutes)
+	$(BIN)/python scripts/simulate_cluster.py sweep
+	$(BIN)/python scripts/simulate_cluster.py report
 
 constraints:  ## resolve the pinned versions anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.10 --no-header --no-annotate --extra dev --extra reproduce \

@@ -19,7 +19,7 @@ from scripts.tail.policies import CONTENDERS
 from scripts.tail.repositories import served
 from scripts.tail.schedule import SCENARIOS, Fault, arrivals
 
-_WARM_UP_S = 2.0  # of the same load, before what is measured
+WARM_UP_S = 2.0  # of the same load, before what is measured
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ async def _measure(cell: Cell, servers: dict[str, EmbeddedServer], originals: Se
     faults = SCENARIOS[cell.scenario](float(due[-1]), len(originals), cell.repeat)
     images = Images()
     async with asker(addresses, CONTENDERS[cell.policy].policy) as client:
-        await offer(client, images, arrivals(round(_WARM_UP_S * cell.rate), cell.rate, cell.repeat + 1000))
+        await offer(client, images, arrivals(round(WARM_UP_S * cell.rate), cell.rate, cell.repeat + 1000))
         client.calls.clear()
         victims = [servers[model] for model in originals]
         trace = await offer(client, images, due, [(fault.at_s, _inflict(fault, victims)) for fault in faults])

@@ -11,12 +11,9 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 
-from coin_export.client.budget import Budget
-from coin_export.client.policy import AfterQuantile, AtOnce, OnlyWhenDown, Policy
+from coin_export.client.policy import AfterQuantile, AsSoonAsDecodable, AtOnce, OnlyWhenDown, Policy
 from coin_export.code.design import default_code
 from coin_export.code.linear import LinearCode
-
-UNLIMITED = Budget(share=1e6, burst=1e9)
 
 
 class Redundancy(Enum):
@@ -69,18 +66,24 @@ def _copies(k: int, m: int) -> list[list[float]]:
     return [[float(column == row) for column in range(k)] for row in range(m)]
 
 
-NONE = Scheme("none", Redundancy.NOTHING, Policy(OnlyWhenDown()))
+# A copy's answer is as good as the original's: there is no reason to wait for that one.
+NOW = AsSoonAsDecodable()
+NEVER, AT_ONCE, LATE = Policy(OnlyWhenDown()), Policy(AtOnce(), NOW), Policy(AfterQuantile(0.95), NOW)
+
+NONE = Scheme("none", Redundancy.NOTHING, NEVER)
+REPLICAS_EQUAL = Scheme("replicas_equal", Redundancy.SOME_COPIES, AT_ONCE)
+REPLICAS_EQUAL_HEDGED = Scheme("replicas_equal_hedged", Redundancy.SOME_COPIES, LATE, balanced=True)
+REPLICAS_FULL_BALANCED = Scheme("replicas_full_balanced", Redundancy.ALL_COPIES, NEVER, balanced=True)
+REPLICAS_FULL_HEDGED = Scheme("replicas_full_hedged", Redundancy.ALL_COPIES, LATE, balanced=True)
+REPLICAS_FULL_AT_ONCE = Scheme("replicas_full_at_once", Redundancy.ALL_COPIES, AT_ONCE)
+REPLICAS_FULL_TIED = Scheme("replicas_full_tied", Redundancy.ALL_COPIES, AT_ONCE, tied=True)
 CODED_AT_ONCE = Scheme("coded_at_once", Redundancy.CODED, Policy(AtOnce()))
 CODED_AFTER_P95 = Scheme("coded_after_p95", Redundancy.CODED, Policy(AfterQuantile(0.95)))
-REPLICAS_EQUAL = Scheme("replicas_equal", Redundancy.SOME_COPIES, Policy(AfterQuantile(0.95)), balanced=True)
-REPLICAS_FULL_BALANCED = Scheme("replicas_full_balanced", Redundancy.ALL_COPIES, Policy(OnlyWhenDown()), balanced=True)
-REPLICAS_FULL_HEDGED = Scheme("replicas_full_hedged", Redundancy.ALL_COPIES, Policy(AfterQuantile(0.95)), balanced=True)
-REPLICAS_FULL_AT_ONCE = Scheme("replicas_full_at_once", Redundancy.ALL_COPIES, Policy(AtOnce()))
-REPLICAS_FULL_TIED = Scheme("replicas_full_tied", Redundancy.ALL_COPIES, Policy(AtOnce()), tied=True)
 
 STANDARD = (
     NONE,
     REPLICAS_EQUAL,
+    REPLICAS_EQUAL_HEDGED,
     REPLICAS_FULL_HEDGED,
     REPLICAS_FULL_TIED,
     CODED_AT_ONCE,

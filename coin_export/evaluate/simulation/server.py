@@ -16,22 +16,30 @@ class Call:
         request: whatever the caller wants to know it by.
         row: the member that is asked.
         work: seconds that it takes a server at its usual speed.
+        sent: when.
 
     Attributes:
         twin: a call for the same answer at another server; whichever begins first drops the other.
         server: where it was sent; None before.
         dropped: it is not to be executed.
+        ended: it was executed.
+        abandoned: nobody waits for it any more.
+        overdue: it counts against its server already.
     """
 
-    __slots__ = ("dropped", "request", "row", "server", "twin", "work")
+    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "twin", "work")
 
-    def __init__(self, request: object, row: int, work: float) -> None:
+    def __init__(self, request: object, row: int, work: float, sent: float = 0.0) -> None:
         self.request = request
         self.row = row
         self.work = work
         self.twin: Call | None = None
         self.server: Server | None = None
         self.dropped = False
+        self.ended = False
+        self.abandoned = False
+        self.overdue = False
+        self.sent = sent
 
     def drop(self) -> None:
         """Take it out of its queue."""
@@ -75,6 +83,10 @@ class Server:
         else:
             self._queue.append(call)
 
+    def ready(self) -> float:
+        """Return when it does not stand still any more; now, if it does not."""
+        return self._pace.ready(self._clock.now)
+
     def _begin(self, call: Call) -> None:
         now = self._clock.now
         if call.dropped:  # while it waited for a server that stood still
@@ -82,7 +94,7 @@ class Server:
             return
         twin = call.twin
         if twin is not None:
-            ready = self._pace.ready(now)
+            ready = self.ready()
             if ready > now:  # a server that stands still cannot tell the twin that it begins
                 self._clock.at(ready, self._begin, call)
                 return
@@ -93,6 +105,7 @@ class Server:
     def _end(self, call: Call) -> None:
         self.outstanding -= 1
         self.worked_s += call.work
+        call.ended = True
         self._take_next()
         self._on_done(call)
 

@@ -19,7 +19,7 @@ from coin_export.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
 
-_CHUNK = 2048  # rows drawn at once
+_CHUNK = 16_384  # times drawn at once
 
 
 class Law(Protocol):
@@ -38,7 +38,7 @@ class Law(Protocol):
 def rows(law: Law, random: np.random.Generator, width: int) -> Iterator[list[float]]:
     """Yield lists of ``width`` times without end; the same generator gives the same lists."""
     while True:
-        yield from law.sample(random, (_CHUNK, width)).tolist()
+        yield from law.sample(random, (max(1, _CHUNK // width), width)).tolist()
 
 
 @dataclass(frozen=True)
@@ -127,20 +127,19 @@ class Measured:
             raise UserError("measured service times need increasing levels, and finite times that do not decrease")
 
     @classmethod
-    def read(cls, path: Path, mean_s: float | None = None) -> Measured:
-        """Read what ``scripts/measure_service_times.py`` wrote; stretch it to a mean if one is given.
+    def read(cls, path: Path, case: str = "alone") -> Measured:
+        """Read one case of what ``scripts/measure_service_times.py`` wrote.
 
         Raises:
             UserError: if the file does not hold service times.
         """
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            law = cls(tuple(content["levels"]), tuple(content["times_s"]))
+            return cls(tuple(content[case]["levels"]), tuple(content[case]["times_s"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path} holds no service times ({error}); measure them: python scripts/measure_service_times.py"
             ) from error
-        return law if mean_s is None else law.stretched(mean_s)
 
     @property
     def mean_s(self) -> float:

@@ -19,7 +19,6 @@ class Scope(Enum):
 
     SERVER = "server"
     DOMAIN = "domain"
-    ONE_AT_A_TIME = "one at a time"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Slowness:
     Periods last from ``shortest_s`` to ``longest_s``, uniformly; the times between them are exponential.
 
     Attributes:
-        share: of its time that a server is slow; with `Scope.ONE_AT_A_TIME`, that any of the servers is.
+        share: of its time that a server is slow.
         shortest_s: of a period.
         longest_s: of a period.
         speed: of a slow server against its usual one; 0 when it stands still.
@@ -65,15 +64,8 @@ class Slowness:
             return [()] * len(domains)
         if self.scope is Scope.SERVER:
             return [self._one(random, until) for _ in domains]
-        if self.scope is Scope.DOMAIN:
-            shared = {domain: self._one(random, until) for domain in sorted(set(domains))}
-            return [shared[domain] for domain in domains]
-        periods = self._one(random, until)
-        chosen = random.integers(len(domains), size=len(periods)).tolist()
-        return [
-            [period for period, server in zip(periods, chosen, strict=True) if server == index]
-            for index in range(len(domains))
-        ]
+        shared = {domain: self._one(random, until) for domain in sorted(set(domains))}
+        return [shared[domain] for domain in domains]
 
     def _one(self, random: np.random.Generator, until: float) -> Periods:
         length = (self.shortest_s + self.longest_s) / 2

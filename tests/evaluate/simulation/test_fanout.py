@@ -17,12 +17,13 @@ from coin_export.client.answer import Array
 from coin_export.client.transport import ModelConfig, Reply, RequestOptions, Transport, TransportOptions
 from coin_export.code.design import default_code
 from coin_export.code.manifest import PARAMETER_KEY, Group
+from coin_export.evaluate.simulation.group import simulate_group
 from coin_export.evaluate.simulation.scheme import Redundancy, Scheme
 from tests.client.fake_triton import CLASSES, PIXELS, make_group
-from tests.evaluate.simulation.by_hand import simulate_group
 
 REQUESTS = 400
-NO_BREAKERS = Limits(abandoned_per_server=10**6, misses_in_a_row=10**6)
+# Breakers open and close, and the bound on abandoned calls is reached.
+STRICT = Limits(misses_in_a_row=3, silence_s=0.02, abandoned_per_server=6, lookup_interval_s=0.2)
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -94,7 +95,7 @@ class OneWorker(Transport):
 
 
 async def ask_for_real(
-    group: Group, policy: Policy, arrivals: Sequence[float], works: Sequence[Sequence[float]]
+    group: Group, policy: Policy, limits: Limits, arrivals: Sequence[float], works: Sequence[Sequence[float]]
 ) -> tuple[list[float], int]:
     """Return latencies in seconds, and how many answers were decoded."""
     loop = asyncio.get_running_loop()
@@ -109,7 +110,7 @@ async def ask_for_real(
         return loop.time() - started, answers
 
     addresses = [f"127.0.0.1:{8001 + row}" for row in range(group.code.n)]
-    async with CodedClient(addresses, policy=policy, limits=NO_BREAKERS, make_transport=transport) as client:
+    async with CodedClient(addresses, policy=policy, limits=limits, make_transport=transport) as client:
         begun = loop.time()
         ends = await asyncio.gather(*(one(client, index) for index in range(len(arrivals))))
         await asyncio.sleep(60)  # abandoned calls end, so that closing has nothing to wait for
@@ -127,17 +128,18 @@ async def ask_for_real(
     ids=["at_once", "within_a_budget", "eager"],
 )
 @pytest.mark.parametrize(("k", "m"), [(2, 1), (3, 2)])
-def test_latencies_are_those_of_the_real_client(policy: Policy, k: int, m: int) -> None:
+@pytest.mark.parametrize("limits", [Limits(), STRICT], ids=["usual_limits", "strict_limits"])
+def test_latencies_are_those_of_the_real_client(policy: Policy, limits: Limits, k: int, m: int) -> None:
     random = np.random.default_rng(5)
     arrivals = np.cumsum(random.standard_exponential(REQUESTS) * 0.02).tolist()
     works = (0.002 + 0.008 * random.pareto(1.8, size=(REQUESTS, k + m))).clip(max=0.5).tolist()
     group = make_group(default_code(k, m))
     loop = VirtualLoop()
     try:
-        latencies, decoded = loop.run_until_complete(ask_for_real(group, policy, arrivals, works))
+        latencies, decoded = loop.run_until_complete(ask_for_real(group, policy, limits, arrivals, works))
     finally:
         loop.close()
     scheme = replace(Scheme("as the client", Redundancy.CODED), policy=policy)
-    tally = simulate_group(scheme, group.code, arrivals, works)
+    tally = simulate_group(scheme, group.code, arrivals, works, limits=limits)
     np.testing.assert_allclose(tally.latencies_s, latencies, atol=1e-6)
     assert decoded > 0 and not math.isnan(tally.latencies_s.sum())

@@ -8,6 +8,7 @@ import pytest
 from coin_export.client.gather import Cause, Finish, GiveUp
 from coin_export.code.design import default_code
 from coin_export.errors import UserError
+from coin_export.evaluate.simulation.group import simulate_group
 from coin_export.evaluate.simulation.placement import Placement
 from coin_export.evaluate.simulation.results import Tally
 from coin_export.evaluate.simulation.scenario import Scenario, run, simulate
@@ -21,7 +22,6 @@ from coin_export.evaluate.simulation.scheme import (
 )
 from coin_export.evaluate.simulation.service import LogNormal, ShiftedExponential
 from coin_export.evaluate.simulation.slowness import Slowness
-from tests.evaluate.simulation.by_hand import simulate_group
 
 SMALL = Scenario(CODED_AFTER_P95, ShiftedExponential(0.01), 0.5, servers=40, requests=3000, slowness=Slowness(0.02))
 PAIR = default_code(2, 1)
@@ -37,7 +37,8 @@ def test_every_request_ends_and_every_call_is_executed(scheme: Scheme, k: int, m
     if scheme in (NONE, REPLICAS_FULL_TIED) and wanted is None:
         assert result.extra_request_share == 0.0
     elif scheme is CODED_AT_ONCE:
-        assert result.extra_request_share == pytest.approx((k + m) / (wanted or k) - 1)
+        # Nearly all: a server that counts as down is not asked.
+        assert result.extra_request_share == pytest.approx((k + m) / (wanted or k) - 1, abs=0.02)
     else:
         assert result.extra_request_share >= 0.0
     assert result.offered_load == pytest.approx(0.5 * (1 + result.extra_request_share), rel=0.1)
@@ -70,7 +71,7 @@ def test_a_group_in_one_domain_is_hit_as_a_whole() -> None:
     from 1 s, stands still after half of its second of work, and answers at 5.5 s; server 1 is free at 2 s and answers
     at 3 s.
     """
-    tally = simulate_group(NONE, PAIR, [0.0, 1.0], [[1.0, 2.0], [1.0, 1.0]], slow=[[(1.5, 5.0)], [], []])
+    tally = simulate_group(NONE, PAIR, [0.0, 1.0], [[1.0, 2.0], [1.0, 1.0]], [[(1.5, 5.0)], [], []])
     assert tally.latencies_s.tolist() == [2.0, 4.5]
 
 
@@ -81,7 +82,7 @@ def test_the_coded_answer_stands_in_for_the_server_that_stands_still() -> None:
     and is decoded at 5 s.
     """
     works = [[1.0, 2.0, 1.0], [1.0, 1.0, 1.0]]
-    tally = simulate_group(CODED_AT_ONCE, PAIR, [0.0, 1.0], works, slow=[[(1.5, 5.0)], [], []])
+    tally = simulate_group(CODED_AT_ONCE, PAIR, [0.0, 1.0], works, [[(1.5, 5.0)], [], []])
     assert tally.latencies_s.tolist() == [2.0, 4.0]
     assert tally.executed == 6
 

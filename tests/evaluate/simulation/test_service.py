@@ -39,9 +39,10 @@ def test_measured_times_have_the_measured_quantiles() -> None:
 
 def test_measured_times_are_read_from_their_file(tmp_path: Path) -> None:
     path = tmp_path / "times.json"
-    path.write_text(json.dumps({"levels": MEASURED.levels, "times_s": MEASURED.times_s}))
-    assert Measured.read(path) == MEASURED
-    assert Measured.read(path, mean_s=0.5).mean_s == pytest.approx(0.5)
+    path.write_text(json.dumps({"together": {"levels": MEASURED.levels, "times_s": MEASURED.times_s}}))
+    assert Measured.read(path, "together") == MEASURED
+    with pytest.raises(UserError, match="alone"):
+        Measured.read(path, "alone")
 
 
 @pytest.mark.parametrize(
@@ -50,9 +51,9 @@ def test_measured_times_are_read_from_their_file(tmp_path: Path) -> None:
         "",
         "[]",
         "{}",
-        '{"levels": [0, 1], "times_s": [1]}',
-        '{"levels": [0, 0.5], "times_s": [1, 2]}',
-        '{"levels": [0, 1], "times_s": [2, 1]}',
+        '{"alone": {"levels": [0, 1], "times_s": [1]}}',
+        '{"alone": {"levels": [0, 0.5], "times_s": [1, 2]}}',
+        '{"alone": {"levels": [0, 1], "times_s": [2, 1]}}',
     ],
 )
 def test_a_file_without_service_times_is_refused(content: str, tmp_path: Path) -> None:
