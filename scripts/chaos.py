@@ -213,6 +213,8 @@ class Chaos:
     async def _seen_again(self, name: str) -> None:
         address, back_at = self._addresses[name], time.monotonic()
         while address in self._seen.down or self._seen.answered_at.get(address, 0.0) < back_at:
+            if self._cluster.has_crashed(name):
+                raise AssertionError(f"server {name} ended by itself: {self._cluster.last_words(name)}")
             if time.monotonic() > back_at + _BACK_WITHIN_S:
                 raise AssertionError(f"server {name} at {address} is back and was not used within {_BACK_WITHIN_S} s")
             await asyncio.sleep(0.02)

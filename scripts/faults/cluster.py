@@ -16,6 +16,7 @@ from scripts.faults.linear_group import LinearGroup
 # Below the ports that systems hand out for connections: a port whose server is down is not taken by anybody else.
 _PORTS = range(20_000, 30_000)
 _START_ATTEMPTS = 5
+_LAST_WORDS = 3000  # characters
 
 
 class Cluster:
@@ -35,6 +36,7 @@ class Cluster:
         self._ready_timeout_s = ready_timeout_s
         ports = _free_ports()
         self._ports = {name: (next(ports), next(ports)) for name in linear.members}
+        self._killed: set[str] = set()
         self._serves = {name: (linear.repository, name) for name in linear.members}
         self.servers = {name: self._make(name) for name in linear.members}
 
@@ -62,6 +64,7 @@ class Cluster:
 
     def kill(self, name: str) -> None:
         """Kill a server with SIGKILL, stopped or not."""
+        self._killed.add(name)
         self.servers[name].kill()
 
     def suspend(self, name: str) -> None:
@@ -84,7 +87,12 @@ class Cluster:
         self._start([name])
 
     def repair(self) -> None:
-        """Have every server run and serve what it served at first."""
+        """Have every server run and serve what it served at first.
+
+        Raises:
+            AssertionError: if a server had ended by itself, with the end of its log; all run again then, too.
+        """
+        crashed = {name: self.last_words(name) for name in self.linear.members if self.has_crashed(name)}
         first = {name: (self.linear.repository, name) for name in self.linear.members}
         broken = [name for name in first if self._serves[name] != first[name] or not self.servers[name].is_alive()]
         for name in self.linear.members:
@@ -93,11 +101,21 @@ class Cluster:
             else:
                 self.resume(name)
         self._start(broken)
+        assert not crashed, f"servers ended by themselves: {crashed}"
+
+    def has_crashed(self, name: str) -> bool:
+        """Whether a server ended although nobody killed it."""
+        return not self.servers[name].is_alive() and name not in self._killed
+
+    def last_words(self, name: str) -> str:
+        """Return the end of a server's log."""
+        return self._log(name).read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:]
 
     def _renew(self, name: str, repository: Path | None = None, model: str | None = None) -> None:
         if self.servers[name].is_alive():
             self.kill(name)
         self.servers[name].stop()
+        self._killed.discard(name)
         self._serves[name] = (repository or self.linear.repository, model or name)
         self.servers[name] = self._make(name)
 
@@ -116,8 +134,16 @@ class Cluster:
         repository, model = self._serves[name]
         grpc, http = self._ports[name]
         return EmbeddedServer(
-            repository, models=[model], grpc_port=grpc, http_port=http, ready_timeout_s=self._ready_timeout_s
+            repository,
+            models=[model],
+            grpc_port=grpc,
+            http_port=http,
+            log_path=self._log(name),
+            ready_timeout_s=self._ready_timeout_s,
         )
+
+    def _log(self, name: str) -> Path:
+        return self.linear.repository.parent / f"{name}.log"
 
 
 def _free_ports() -> Iterator[int]:
