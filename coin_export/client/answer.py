@@ -42,7 +42,7 @@ class Response:
     outputs: tuple[OutputTensor, ...]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Answer:
     """One model's answer; offers what tritonclient's ``InferResult`` does, decoded or not.
 

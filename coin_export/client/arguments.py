@@ -6,8 +6,11 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+from coin_export.client.transport import Parameter, RequestOptions
 from coin_export.code.manifest import Group
 from coin_export.errors import DiscoveryError, RequestError, UserError
+
+_PLAIN = RequestOptions()
 
 
 def check_addresses(addresses: Sequence[str]) -> tuple[str, ...]:
@@ -80,3 +83,16 @@ def combination(group: Group, weights: Mapping[str, float] | None) -> tuple[floa
         raise RequestError(f"weights are {dict(weights)}; give finite numbers, none negative and not all zero")
     total = math.fsum(weights.values())
     return tuple(float(weights.get(name, 0.0)) / total for name in names)
+
+
+def request_options(
+    request_id: str, priority: int, timeout: int | None, headers: Mapping[str, str], parameters: Mapping[str, Parameter]
+) -> RequestOptions:
+    """Make the options of a request; of plain ones only once.
+
+    Raises:
+        RequestError: see `RequestOptions`.
+    """
+    if request_id == "" and priority == 0 and timeout is None and not headers and not parameters:
+        return _PLAIN
+    return RequestOptions(request_id, priority, timeout, headers, parameters)

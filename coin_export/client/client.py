@@ -8,7 +8,14 @@ from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
 from coin_export.client.answer import Answer, Answers, Array
-from coin_export.client.arguments import check_addresses, check_deadline, check_versions, combination, wanted_rows
+from coin_export.client.arguments import (
+    check_addresses,
+    check_deadline,
+    check_versions,
+    combination,
+    request_options,
+    wanted_rows,
+)
 from coin_export.client.asking import Asking, Goal
 from coin_export.client.fanout import Request
 from coin_export.client.memory import Memory
@@ -168,7 +175,7 @@ class CodedClient:
             ClientError: if the client is not connected.
         """
         rows = wanted_rows(self.group, wanted)
-        options = RequestOptions(request_id, priority, timeout, headers, parameters)
+        options = request_options(request_id, priority, timeout, headers, parameters)
         return await self._ask(inputs, Goal(rows, None, answers), deadline, options)
 
     async def infer_mean(
@@ -212,7 +219,7 @@ class CodedClient:
         group = self.group
         coefficients = combination(group, weights)
         rows = tuple(row for row, coefficient in enumerate(coefficients) if coefficient)
-        options = RequestOptions(request_id, priority, timeout, headers, parameters)
+        options = request_options(request_id, priority, timeout, headers, parameters)
         found = await self._ask(inputs, Goal(rows, coefficients, mean), deadline, options)
         return found[group.name]
 

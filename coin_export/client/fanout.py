@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,8 +20,7 @@ from coin_export.client.watch import CallWatch, RequestWatch
 from coin_export.errors import TransportError
 
 
-@dataclass(frozen=True, eq=False)
-class Request:
+class Request(NamedTuple):
     """What is sent to every member that is asked.
 
     Attributes:
@@ -173,7 +171,8 @@ class Fanout:
                 work = server.transport.infer(
                     signature.members[row], self.request.encoded, signature.output_names, options, version
                 )
-                self._calls[row] = _Call(server, server.call(work, partial(self._on_done, row)), now, watch)
+                task = server.call(work, partial(self._tell, self._receive, row))
+                self._calls[row] = _Call(server, task, now, watch)
         return actions
 
     def _used_rows(self) -> set[int]:
@@ -205,9 +204,6 @@ class Fanout:
 
     def _is_overdue(self, call: _Call, now: float) -> bool:
         return now - call.sent >= self._gather.patience_s
-
-    def _on_done(self, row: int, task: Task) -> None:
-        self._tell(self._receive, row, task)
 
     def _receive(self, row: int, task: Task, now: float) -> list[Action]:
         problem = self._take(row, task, now)

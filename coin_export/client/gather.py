@@ -245,7 +245,7 @@ class Gather:
         return self._policy.coded.coded_at(Begun(asked, self._deadline, calls), self._memory.latencies)
 
     def _learn(self, row: int, now: float) -> None:
-        if row in self._wanted:  # these are all asked when the request begins
+        if row < self._code.k and row in self._wanted:  # these are all asked when the request begins
             self._memory.latencies.add(now - self.started)
 
     def _wake(self) -> list[Action]:

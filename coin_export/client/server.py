@@ -119,8 +119,8 @@ class Server:
 
     @property
     def usable(self) -> bool:
-        """Whether requests may be sent to it."""
-        return self.up and self.has_room
+        """Whether requests may be sent to it: it is up and has room."""
+        return not (self.down or self._doubted) and self.has_room and self.transport.connected
 
     @property
     def has_room(self) -> bool:
@@ -202,13 +202,13 @@ class Server:
         self._abandoned.discard(task)
         if not self._abandoned:
             self._overflow_logged = False
+        # Asking for the exception also keeps asyncio from reporting it as never retrieved.
+        error = None if task.cancelled() else task.exception()
         if task is self._look_up:
             self._look_up = None
         elif not task.cancelled():
-            self._judge(task.exception())
-        # Asking for the exception also keeps asyncio from reporting it as never retrieved.
-        lost = self.transport.version is None or not self.transport.connected
-        if not task.cancelled() and task.exception() is not None and lost:
+            self._judge(error)
+        if error is not None and (self.transport.version is None or not self.transport.connected):
             self.recheck()
         if on_done is not None:
             on_done(task)
