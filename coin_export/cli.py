@@ -123,6 +123,34 @@ def fisher(
 
 
 @app.command()
+def merge(
+    target: Annotated[Path, typer.Argument(help="The file to write; a folder if the first checkpoint is sharded.")],
+    checkpoints: Annotated[list[Path], typer.Argument(help="Two or more, in safetensors: file, index or folder.")],
+    coefficients: Annotated[
+        str | None, typer.Option(help="A positive number for each, separated by commas; equal when not given.")
+    ] = None,
+    fishers: Annotated[
+        list[Path] | None, typer.Option("--fisher", help="Statistics of each checkpoint, in order: merge by COIN.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Merge checkpoints of any size by plain averaging, or by COIN with the files of `coin-export fisher`."""
+    with _extra("build"):
+        from coin_export.merge import merge as run_merge
+    try:
+        betas = [float(text) for text in coefficients.split(",")] if coefficients else [1.0] * len(checkpoints)
+    except ValueError as error:
+        raise UserError(f"--coefficients {coefficients!r}: write numbers separated by commas") from error
+    report = run_merge(checkpoints, betas, target, fishers=fishers or ())
+    if as_json:
+        _print_json(asdict(report))
+        return
+    notes = f"; {len(report.averaged)} plainly averaged" * bool(report.averaged)
+    notes += f"; {len(report.copied)} copied from {checkpoints[0]}" * bool(report.copied)
+    out.print(f"{report.combined} tensors merged{notes}. Written: {target}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def inspect(
     sources: Annotated[
         list[str], typer.Argument(help="A model repository, or addresses of servers (host:port, gRPC).")
