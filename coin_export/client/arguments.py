@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from coin_export.client.transport import Parameter, RequestOptions
+from coin_export.client.transport import Parameter, RequestOptions, Timeout
 from coin_export.code.manifest import Group
 from coin_export.errors import DiscoveryError, RequestError, UserError
 
@@ -54,6 +54,19 @@ def check_deadline(deadline: float | None) -> float:
     return deadline
 
 
+def check_options(group: Group, options: RequestOptions, deadline: float | None) -> None:
+    """Check what of a request's options depends on the group and the deadline.
+
+    Raises:
+        RequestError: if a model is not of the group, or a timeout follows from a deadline that is not given.
+    """
+    if options.parameters_of and not set(options.parameters_of) <= {member.name for member in group.members}:
+        names = [member.name for member in group.members]
+        raise RequestError(f"parameters_of names {sorted(options.parameters_of)}; the models are {names}")
+    if options.timeout == "deadline" and deadline is None:
+        raise RequestError("timeout is 'deadline' and there is no deadline; give one, or microseconds")
+
+
 def wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]:
     """Return the rows of the wanted originals, all when not given.
 
@@ -86,13 +99,18 @@ def combination(group: Group, weights: Mapping[str, float] | None) -> tuple[floa
 
 
 def request_options(
-    request_id: str, priority: int, timeout: int | None, headers: Mapping[str, str], parameters: Mapping[str, Parameter]
+    request_id: str,
+    priority: int,
+    timeout: Timeout,
+    headers: Mapping[str, str],
+    parameters: Mapping[str, Parameter],
+    parameters_of: Mapping[str, Mapping[str, Parameter]],
 ) -> RequestOptions:
     """Make the options of a request; of plain ones only once.
 
     Raises:
         RequestError: see `RequestOptions`.
     """
-    if request_id == "" and priority == 0 and timeout is None and not headers and not parameters:
+    if request_id == "" and priority == 0 and timeout is None and not (headers or parameters or parameters_of):
         return _PLAIN
-    return RequestOptions(request_id, priority, timeout, headers, parameters)
+    return RequestOptions(request_id, priority, timeout, headers, parameters, parameters_of)

@@ -42,18 +42,14 @@ class Asking:
         memory: of earlier requests.
         goal: what is asked for.
         request: what is sent.
-        ends: the loop's time at which it must have ended; infinite for never.
     """
 
-    def __init__(
-        self, pool: ServerPool, policy: Policy, memory: Memory, goal: Goal, request: Request, ends: float
-    ) -> None:
+    def __init__(self, pool: ServerPool, policy: Policy, memory: Memory, goal: Goal, request: Request) -> None:
         self._pool = pool
         self._policy = policy
         self._memory = memory
         self._goal = goal
         self._request = request
-        self._ends = ends
         self._attempts: list[Fanout] = []
 
     async def answers(self, build: Build, watch: RequestWatch | None = None) -> Answers:
@@ -69,7 +65,7 @@ class Asking:
         try:
             return await self._attempt(build, watch, self._request.started)
         except UndecodableError:
-            again = await self._pool.another_chance(build, self._ends)
+            again = await self._pool.another_chance(build, self._request.ends)
             if again is None:
                 raise
         return await self._attempt(again, watch, asyncio.get_running_loop().time())
@@ -79,7 +75,7 @@ class Asking:
         goal, request, group = self._goal, self._request, build.group
         due = (group.name,) if goal.combination else tuple(group.members[row].name for row in goal.rows)
         watch = RequestWatch(
-            observers, group, goal.rows, due, request.batch, request.options, request.started, self._ends
+            observers, group, goal.rows, due, request.batch, request.options, request.started, self._request.ends
         )
         found, problem = None, None
         try:
@@ -95,7 +91,7 @@ class Asking:
 
     async def _attempt(self, build: Build, watch: RequestWatch | None, begins: float) -> Answers:
         goal = self._goal
-        gather = Gather(build.code, goal.rows, self._policy, self._memory, begins, self._ends, goal.combination)
+        gather = Gather(build.code, goal.rows, self._policy, self._memory, begins, self._request.ends, goal.combination)
         fanout = Fanout(gather, build, self._request, watch)
         self._attempts.append(fanout)
         try:

@@ -11,6 +11,7 @@ from coin_export.client.answer import Answer, Answers, Array
 from coin_export.client.arguments import (
     check_addresses,
     check_deadline,
+    check_options,
     check_versions,
     combination,
     request_options,
@@ -24,7 +25,7 @@ from coin_export.client.outcome import answers, mean
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.server import Limits
-from coin_export.client.transport import Parameter, RequestOptions, Transport, TransportOptions
+from coin_export.client.transport import Parameter, RequestOptions, Timeout, Transport, TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError
@@ -147,9 +148,10 @@ class CodedClient:
         wanted: Collection[str] | None = None,
         request_id: str = "",
         priority: int = 0,
-        timeout: int | None = None,
+        timeout: Timeout = None,
         headers: Mapping[str, str] = NOTHING,
         parameters: Mapping[str, Parameter] = NOTHING,
+        parameters_of: Mapping[str, Mapping[str, Parameter]] = NOTHING,
     ) -> Answers:
         """Ask the group.
 
@@ -162,9 +164,10 @@ class CodedClient:
             wanted: names of the originals to answer for; all when not given.
             request_id: see `RequestOptions`, as for the following.
             priority: of the request in the servers' queues.
-            timeout: microseconds, for the servers' queues; independent of the deadline.
+            timeout: microseconds, for the servers' queues; independent of the deadline, unless it is ``"deadline"``.
             headers: of this request, in addition to the client's.
             parameters: further parameters of the request.
+            parameters_of: by model, further parameters of the call to it.
 
         Returns:
             One answer per wanted original: its own if it came in time, else decoded from the others.
@@ -175,7 +178,7 @@ class CodedClient:
             ClientError: if the client is not connected.
         """
         rows = wanted_rows(self.group, wanted)
-        options = request_options(request_id, priority, timeout, headers, parameters)
+        options = request_options(request_id, priority, timeout, headers, parameters, parameters_of)
         return await self._ask(inputs, Goal(rows, None, answers), deadline, options)
 
     async def infer_mean(
@@ -186,9 +189,10 @@ class CodedClient:
         deadline: float | None = None,
         request_id: str = "",
         priority: int = 0,
-        timeout: int | None = None,
+        timeout: Timeout = None,
         headers: Mapping[str, str] = NOTHING,
         parameters: Mapping[str, Parameter] = NOTHING,
+        parameters_of: Mapping[str, Mapping[str, Parameter]] = NOTHING,
     ) -> Answer:
         """Ask the group for the weighted mean of the originals' outputs.
 
@@ -207,6 +211,7 @@ class CodedClient:
             timeout: of the request.
             headers: of the request.
             parameters: of the request.
+            parameters_of: of the calls, by model.
 
         Returns:
             The mean, named like the group: direct if it was taken of the originals' own answers.
@@ -219,7 +224,7 @@ class CodedClient:
         group = self.group
         coefficients = combination(group, weights)
         rows = tuple(row for row, coefficient in enumerate(coefficients) if coefficient)
-        options = request_options(request_id, priority, timeout, headers, parameters)
+        options = request_options(request_id, priority, timeout, headers, parameters, parameters_of)
         found = await self._ask(inputs, Goal(rows, coefficients, mean), deadline, options)
         return found[group.name]
 
@@ -231,9 +236,10 @@ class CodedClient:
         build = pool.build
         batch = build.signature.check_request(inputs)
         ends = started + check_deadline(deadline)
+        check_options(build.group, options, deadline)
         pool.look_up_due()
-        request = Request(pool.encode(inputs, build.signature.input_datatypes), batch, options, started)
-        asking = Asking(pool, self._policy, memory, goal, request, ends)
+        request = Request(pool.encode(inputs, build.signature.input_datatypes), batch, options, started, ends)
+        asking = Asking(pool, self._policy, memory, goal, request)
         if not self._observers:
             return await asking.answers(build)
         return await asking.watched_answers(build, self._observers)

@@ -28,12 +28,14 @@ class Request(NamedTuple):
         batch: the batch size of the inputs.
         options: what travels with them.
         started: the loop's time at which the caller asked.
+        ends: the loop's time at which the request must have ended; infinite for never.
     """
 
     encoded: Any
     batch: int
     options: RequestOptions
     started: float
+    ends: float
 
 
 class _Call(NamedTuple):
@@ -164,10 +166,10 @@ class Fanout:
                 actions += told(row, now)
             elif not self._gather.ended:
                 self.failures.pop(row, None)  # it was withheld before
-                watch, options = None, self.request.options
-                if self._watch is not None:
-                    watch, options = self._watch.send(row, server, now)
                 signature, version = self._build.signature, self._build.versions[row]
+                watch, options = None, self.request.options.of_call(signature.members[row], self.request.ends - now)
+                if self._watch is not None:
+                    watch, options = self._watch.send(row, server, options, now)
                 work = server.transport.infer(
                     signature.members[row], self.request.encoded, signature.output_names, options, version
                 )

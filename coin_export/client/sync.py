@@ -14,7 +14,7 @@ from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observer
 from coin_export.client.policy import Policy
 from coin_export.client.server import Limits
-from coin_export.client.transport import Parameter, Transport, TransportOptions
+from coin_export.client.transport import Parameter, Timeout, Transport, TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import Group
 from coin_export.errors import ClientError
@@ -146,9 +146,10 @@ class SyncCodedClient:
         wanted: Collection[str] | None = None,
         request_id: str = "",
         priority: int = 0,
-        timeout: int | None = None,
+        timeout: Timeout = None,
         headers: Mapping[str, str] = NOTHING,
         parameters: Mapping[str, Parameter] = NOTHING,
+        parameters_of: Mapping[str, Mapping[str, Parameter]] = NOTHING,
     ) -> Answers:
         """See `CodedClient.infer`."""
         portal = self._connected
@@ -162,6 +163,7 @@ class SyncCodedClient:
                 timeout=timeout,
                 headers=headers,
                 parameters=parameters,
+                parameters_of=parameters_of,
             )
         )
 
@@ -173,9 +175,10 @@ class SyncCodedClient:
         deadline: float | None = None,
         request_id: str = "",
         priority: int = 0,
-        timeout: int | None = None,
+        timeout: Timeout = None,
         headers: Mapping[str, str] = NOTHING,
         parameters: Mapping[str, Parameter] = NOTHING,
+        parameters_of: Mapping[str, Mapping[str, Parameter]] = NOTHING,
     ) -> Answer:
         """See `CodedClient.infer_mean`."""
         portal = self._connected
@@ -189,6 +192,7 @@ class SyncCodedClient:
                 timeout=timeout,
                 headers=headers,
                 parameters=parameters,
+                parameters_of=parameters_of,
             )
         )
 

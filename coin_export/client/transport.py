@@ -8,13 +8,15 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 from coin_export.client.answer import Array, Outputs
 from coin_export.errors import RequestError, TransportError, UserError
 
 Parameter = str | bool | int | float
+# Microseconds; or, for "deadline", what is left of the request's time when a call is sent.
+Timeout = int | Literal["deadline"] | None
 
 # Triton's clients keep these for themselves; see tritonclient.utils.TRITON_RESERVED_REQUEST_PARAMS.
 _RESERVED = re.compile(r"sequence_(id|start|end)|priority|timeout|headers|binary_data_output|triton_.*")
@@ -61,9 +63,11 @@ class RequestOptions:
         request_id: comes back with the answer, and stands in the server's logs.
         priority: 0 for the model's default; 1 is the highest.
         timeout: microseconds after which the server need not run the request any more, if the model's queue
-            policy allows requests to override it.
+            policy allows requests to override it; ``"deadline"`` for what is left until the request's deadline when
+            a call is sent. Never a gRPC deadline, nor a timeout of tritonclient's: these cancel the call.
         headers: sent in addition to the transport's own, or in place of them; lower-case names.
         parameters: further parameters of the request.
+        parameters_of: by model, parameters of the call to it, in addition to these or in place of them.
 
     Raises:
         RequestError: if one of them is not what Triton takes.
@@ -71,23 +75,39 @@ class RequestOptions:
 
     request_id: str = ""
     priority: int = 0
-    timeout: int | None = None
+    timeout: Timeout = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    parameters_of: Mapping[str, Mapping[str, Parameter]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = self._problem()
         if problem:
             raise RequestError(problem)
 
+    def of_call(self, model: str, remaining_s: float) -> RequestOptions:
+        """Return the options of one call: those of its model, and the timeout as a number.
+
+        Args:
+            model: that is asked.
+            remaining_s: seconds until the request's deadline.
+        """
+        if self.timeout != "deadline" and model not in self.parameters_of:
+            return self
+        # Zero would mean no timeout.
+        timeout = max(int(1e6 * remaining_s), 1) if self.timeout == "deadline" else self.timeout
+        parameters = {**self.parameters, **self.parameters_of.get(model, {})}
+        return replace(self, timeout=timeout, parameters=parameters, parameters_of={})
+
     def _problem(self) -> str:
         if not isinstance(self.request_id, str):
             return f"request_id is {self.request_id!r}; give a text"
         if not _is_count(self.priority):
             return f"priority is {self.priority!r}; give an integer that is not negative"
-        if self.timeout is not None and not _is_count(self.timeout):
-            return f"timeout is {self.timeout!r}; give whole microseconds that are not negative, or None"
-        for name, value in self.parameters.items():
+        if self.timeout not in (None, "deadline") and not _is_count(self.timeout):
+            return f"timeout is {self.timeout!r}; give whole microseconds that are not negative, 'deadline' or None"
+        groups = (self.parameters, *self.parameters_of.values())
+        for name, value in (item for parameters in groups for item in parameters.items()):
             if not isinstance(name, str) or _RESERVED.fullmatch(name):
                 return f"parameter {name!r} is reserved by Triton; use another name, or the argument of this name"
             if not isinstance(value, str | bool | int | float):

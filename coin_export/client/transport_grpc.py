@@ -42,6 +42,12 @@ _CHANNEL_ARGS: dict[str, int | str] = {
     "grpc.max_reconnect_backoff_ms": 1000,
     # In spite of its name, how long one attempt to connect may take; gRPC's own is 20 seconds.
     "grpc.min_reconnect_backoff_ms": 2000,
+    # Makes the kernel give up a connection on which nothing sent was acknowledged for so long (TCP_USER_TIMEOUT), as
+    # when the machine vanished; TCP's own patience is a quarter of an hour. Pings, which this is meant for, stay out
+    # (once in 24 days): a process that is stopped does not answer them and its calls would be cancelled, while its
+    # kernel goes on acknowledging.
+    "grpc.keepalive_time_ms": 2**31 - 2,
+    "grpc.keepalive_timeout_ms": 30_000,
     # Connections and their backoff are this client's own, not shared with others of the process.
     "grpc.use_local_subchannel_pool": 1,
 }

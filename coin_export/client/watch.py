@@ -100,13 +100,12 @@ class RequestWatch:
         self._observers = observers
         self._members = group.members
         self._wanted = wanted
-        self._options = options
         self._started = started
         self._calls: list[CallWatch] = []
         info = self._info = RequestInfo(group.name, names, batch, options.request_id, deadline - started)
         observers.tell(lambda observer: observer.request_begun(info))
 
-    def send(self, row: int, server: Server, now: float) -> tuple[CallWatch, RequestOptions]:
+    def send(self, row: int, server: Server, options: RequestOptions, now: float) -> tuple[CallWatch, RequestOptions]:
         """Tell of a call that is about to be sent; return its watch, and the options to send it with."""
         member, wanted, down = self._members[row], row in self._wanted, bool(server.down)
         info = CallInfo(
@@ -122,9 +121,9 @@ class RequestWatch:
         self._calls.append(call)
         headers = self._observers.headers(info)
         if not headers:
-            return call, self._options
+            return call, options
         # What the caller asks for goes before what an observer adds.
-        return call, replace(self._options, headers={**headers, **self._options.headers})
+        return call, replace(options, headers={**headers, **options.headers})
 
     def settle(self, used: Collection[int]) -> None:
         """Tell what became of the calls so far, given the rows that the answers were made from."""

@@ -56,7 +56,7 @@ class HttpTriton(FakeTriton):
         app.router.add_post("/v2/models/{model}/versions/{version}/infer", self._infer)
         self._server = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.01)
         await self._server.setup()
-        site = web.TCPSite(self._server, "127.0.0.1", self.port)
+        site = web.TCPSite(self._server, "127.0.0.1", self.port, ssl_context=self.credentials)
         await site.start()
         self.port = self._server.addresses[0][1]
 
@@ -93,6 +93,9 @@ class HttpTriton(FakeTriton):
             message.inputs.add(name=tensor["name"], datatype=tensor["datatype"], shape=tensor["shape"])
         message.raw_input_contents.append(body[length:])
         self.http_parameters = header.get("parameters", {})
+        for name, value in self.http_parameters.items():
+            field = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
+            setattr(message.parameters[name], field, value)
         try:
             answer = await self.ModelInfer(message, _Context(request))
         except _Abort as abort:

@@ -86,6 +86,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.request: Any = None
         self.had_deadline = False
         self.port = 0
+        self.credentials: Any = None  # for TLS: gRPC's server credentials, or an SSL context
         self._server: Any = None
 
     @property
@@ -96,7 +97,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         """Listen; at the same port as before when started again."""
         self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        where = f"127.0.0.1:{self.port}"
+        if self.credentials is None:
+            self.port = self._server.add_insecure_port(where)
+        else:
+            self.port = self._server.add_secure_port(where, self.credentials)
         await self._server.start()
 
     async def stop(self) -> None:

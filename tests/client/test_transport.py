@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from coin_export.client import RequestOptions, TransportOptions
@@ -46,6 +49,25 @@ async def test_channel_arguments_pass_through() -> None:
         with pytest.raises(TransportError, match="RESOURCE_EXHAUSTED"):
             await transport.infer("a", transport.encode({"input": BATCH}, {"input": "FP32"}), ["logits"], PLAIN)
         await transport.close()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+async def test_a_peer_that_vanished_is_given_up_by_the_kernel_and_not_by_pings() -> None:
+    async with started(FakeTriton(GROUP, ["a"])) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        await transport.server_metadata()
+        assert user_timeouts_ms(int(address.rpartition(":")[2])) == [30_000]
+        await transport.close()
+
+
+def user_timeouts_ms(port: int) -> list[int]:
+    """How long unacknowledged data may stay on this process's connections to a port."""
+    found = []
+    for connection in psutil.Process().net_connections("tcp"):
+        if connection.raddr and connection.raddr.port == port:
+            with socket.socket(fileno=os.dup(connection.fd)) as copy:
+                found.append(copy.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT))
+    return found
 
 
 async def test_errors_name_server_model_and_cause() -> None:
