@@ -58,6 +58,7 @@ class HttpTransport(Transport):
         self._compression = options.compression
         self._version: str | None = None
         self._connected = False
+        self._keeps_alive = False
         self._requested: dict[tuple[str, ...], list[Any]] = {}
         self._client = triton.InferenceServerClient(
             address,
@@ -79,17 +80,20 @@ class HttpTransport(Transport):
 
     @property
     def connected(self) -> bool:
-        """See `Transport`; a server that is replaced while no call is under way is not noticed.
+        """See `Transport`; False too when no connection of those since then is left.
 
-        Then an idle connection is replaced too, without a word; the version of its models tells (see `build`).
+        aiohttp makes new connections without a word: to the same server for more calls at a time, but after all of
+        them were lost to whoever is there by now. A server or proxy that closes each connection after its answer
+        tells nothing in this way; then only the version of its models does (see `build`).
         """
-        return self._connected
+        return self._connected and (not self._keeps_alive or self._has_connection())
 
     async def server_metadata(self) -> str:
         """See `Transport`."""
         metadata = await self._ask("metadata", self._client.get_server_metadata(headers=self._headers))
         self._version = str(_field("metadata", metadata, "version", self.address))
         self._connected = True
+        self._keeps_alive = self._has_connection()
         return self._version
 
     async def ready(self) -> bool:
@@ -153,6 +157,12 @@ class HttpTransport(Transport):
     async def close(self) -> None:
         """See `Transport`."""
         await self._client.close()
+
+    def _has_connection(self) -> bool:
+        # Neither tritonclient nor aiohttp tells of its connections, in use or idle, in any other way.
+        connector = self._client._conn
+        idle = (entry[0] for entries in connector._conns.values() for entry in entries)
+        return bool(connector._acquired) or any(protocol.is_connected() for protocol in idle)
 
     async def _ask(self, what: str, work: Coroutine[Any, Any, T]) -> T:
         return await self._call(what, within(_QUESTION_S, work))

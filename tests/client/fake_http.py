@@ -41,12 +41,15 @@ class HttpTriton(FakeTriton):
 
     Attributes:
         body: sent as the answer to every inference request, whatever was asked.
+        keeps_alive: whether connections outlive an answer.
     """
 
     body: bytes | None = None
+    keeps_alive = True
 
     async def start(self) -> None:
         app = web.Application()
+        app.on_response_prepare.append(self._prepare)
         app.router.add_get("/v2", self._metadata)
         app.router.add_get("/v2/health/ready", self._ready)
         app.router.add_post("/v2/repository/index", self._index)
@@ -62,6 +65,10 @@ class HttpTriton(FakeTriton):
 
     async def stop(self) -> None:
         await self._server.cleanup()
+
+    async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
+        if not self.keeps_alive:
+            response.force_close()
 
     async def _metadata(self, request: web.Request) -> web.Response:
         answer = await self.ServerMetadata(None, _Context(request))

@@ -98,6 +98,16 @@ async def test_garbage_is_decoded(body: bytes) -> None:
         assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
 
 
+async def test_servers_that_close_every_connection_are_used_all_the_same() -> None:
+    servers = one_each()
+    for server in servers:
+        server.keeps_alive = False
+    async with started(*servers) as addresses, client_of(addresses) as client:
+        for _ in range(3):
+            assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
+        assert [server.metadata_calls for server in servers] == [1, 1, 1], "looked up no more than others"
+
+
 async def test_losers_are_cancelled_for_real_on_every_version() -> None:
     servers = one_each(version="2.40.0")
     servers[0].hold.clear()

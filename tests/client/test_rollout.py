@@ -199,9 +199,33 @@ async def test_a_server_with_another_kind_of_build_is_left_out(caplog: pytest.Lo
         assert build_of(await client.infer({"input": BATCH})) == OLD
 
 
-async def test_a_connection_that_was_lost_while_nobody_asked_costs_no_request() -> None:
-    servers = one_each(OLD)
-    async with started(*servers) as addresses, CodedClient(addresses) as client:
+WIRES = [(FakeTriton, GrpcTransport), (HttpTriton, HttpTransport)]
+
+
+@pytest.mark.parametrize(("kind", "transport"), WIRES)
+async def test_a_server_that_was_replaced_while_nobody_asked_is_not_decoded_with_the_others(
+    kind: type[FakeTriton], transport: Any
+) -> None:
+    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    options: dict[str, Any] = {"limits": QUICK, "make_transport": transport}
+    async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
+        assert build_of(await client.infer({"input": BATCH})) == OLD
+        await servers[0].stop()
+        servers[0].group = NEW  # under the same version number
+        await servers[0].start()
+        servers[1].reply = aborting("INTERNAL", "out of memory")  # so that there is something to decode
+        await asyncio.sleep(0.05)
+        for _ in range(10):
+            assert build_of(await client.infer({"input": BATCH})) == OLD
+
+
+@pytest.mark.parametrize(("kind", "transport"), WIRES)
+async def test_a_connection_that_was_lost_while_nobody_asked_costs_no_request(
+    kind: type[FakeTriton], transport: Any
+) -> None:
+    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    options: dict[str, Any] = {"limits": QUICK, "make_transport": transport}
+    async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         assert build_of(await client.infer({"input": BATCH})) == OLD
         for server in servers:
             await server.stop()
