@@ -19,7 +19,7 @@ from coin_export.client import Answers, Source
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Member, Tensor
 from coin_export.export.onnx_file import file_digest
-from coin_export.repository.layout import VERSION, write_repository
+from coin_export.repository.layout import write_repository
 from coin_export.repository.options import RepositoryOptions
 
 Array = npt.NDArray[np.float32]
@@ -81,7 +81,6 @@ def write_linear_group(
     *,
     build: int = 0,
     spoiled: Mapping[str, float] | None = None,
-    version: int = 1,
     options: RepositoryOptions | None = None,
 ) -> LinearGroup:
     """Write the originals ``a`` and ``b`` and their coded models ``coded_0``, ... as a model repository.
@@ -91,7 +90,6 @@ def write_linear_group(
         code: over two originals.
         build: another one gives other weights, under the same names.
         spoiled: a value, such as NaN, that takes the place of one weight of a member.
-        version: the number under which Triton serves the models.
         options: how the models are served.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -110,8 +108,6 @@ def write_linear_group(
     tensors = (Tensor(INPUT, "FP32", (_WIDTH,)),), (Tensor(OUTPUT, "FP32", (_CLASSES,)),)
     group = Group("linear", "exact", "logits", *tensors, members, ())
     write_repository(folder / "repository", group, files, options or RepositoryOptions())
-    for name in names:
-        (folder / "repository" / name / VERSION).rename(folder / "repository" / name / str(version))
     return LinearGroup(folder / "repository", group, weights)
 
 

@@ -59,8 +59,7 @@ async def test_a_new_build_is_rolled_out_under_load(four: Cluster, tmp_path: Pat
 async def test_a_client_that_was_idle_meanwhile_does_not_decode_builds_together(
     three: Cluster, wire: str, tmp_path: Path
 ) -> None:
-    # Over HTTP nothing but the version tells a server that took another's place between two requests.
-    later = write_linear_group(tmp_path, build=1, version=2 if wire == "http" else 1)
+    later = write_linear_group(tmp_path, build=1)
     limits = Limits(discovery_s=3.0, lookup_interval_s=0.1)
     async with Asker(three.linear, addresses_of(three, wire).values(), wire, limits, policy=Policy(AtOnce())) as asker:
         await asker.ask_until(all_direct)
