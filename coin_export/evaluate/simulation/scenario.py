@@ -56,7 +56,7 @@ class Scenario:
     load: float
     k: int = 2
     m: int = 1
-    servers: int = 320
+    servers: int = 80
     workers: int = 1
     slowness: Slowness = NOT_SLOW
     domains: int = 20

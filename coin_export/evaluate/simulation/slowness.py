@@ -11,6 +11,8 @@ import numpy as np
 
 from coin_export.errors import UserError
 
+_SETTLE = 10  # periods
+
 Periods = Sequence[tuple[float, float]]
 
 
@@ -71,13 +73,14 @@ class Slowness:
         length = (self.shortest_s + self.longest_s) / 2
         gap = length * (1 - self.share) / self.share
         periods: list[tuple[float, float]] = []
-        end = 0.0
+        end = -_SETTLE * (length + gap)  # so that the run begins in the midst of things
         while True:
             start = end + gap * random.standard_exponential()
             if start >= until:
                 return periods
             end = start + random.uniform(self.shortest_s, self.longest_s)
-            periods.append((start, end))
+            if end > 0:
+                periods.append((start, end))
 
 
 class Pace:

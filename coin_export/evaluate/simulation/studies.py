@@ -127,8 +127,8 @@ def _correlation(base: Base) -> Iterable[Cell]:
     schemes = (NONE, REPLICAS_FULL_HEDGED, CODED_AT_ONCE, CODED_AFTER_P95)
     cases: Sequence[tuple[str, Scope, int]] = (
         ("each server by itself", Scope.SERVER, 20),
-        ("racks, 20 of 16 servers", Scope.DOMAIN, 20),
-        ("zones, 4 of 80 servers", Scope.DOMAIN, 4),
+        ("racks, 20 of 4 servers", Scope.DOMAIN, 20),
+        ("zones, 4 of 20 servers", Scope.DOMAIN, 4),
     )
     for panel, scope, domains in cases:
         for placement in Placement:
@@ -143,7 +143,9 @@ def _correlation(base: Base) -> Iterable[Cell]:
 def _servers(base: Base) -> Iterable[Cell]:
     for servers in (200, 1_000, 10_000):
         for scheme in (NONE, REPLICAS_FULL_HEDGED, CODED_AFTER_P95):
-            yield Cell(servers, "", replace(base(scheme, 0.4), servers=servers, clients=100))
+            scenario = base(scheme, 0.4)
+            requests = max(scenario.requests, round(scenario.requests * servers / 2_000))
+            yield Cell(servers, "", replace(scenario, servers=servers, clients=20, requests=requests))
 
 
 def _overload(base: Base) -> Iterable[Cell]:
