@@ -59,13 +59,13 @@ def sweep(
     with Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("runs", total=sum(len(study.cells) for study in chosen))
         for study in chosen:
-            records = []
+            records: list[dict[str, Any]] = []
+            content["studies"][study.name] = {"title": study.title, "axis": study.axis, "records": records}
             for cell in study.cells:
                 progress.update(task, description=f"{study.name}: {cell.scenario.scheme.name}")
                 records.append(_record(cell) | _cached(cell.scenario, cache))
                 progress.advance(task)
-            content["studies"][study.name] = {"title": study.title, "axis": study.axis, "records": records}
-            _write(results, content | {"meta": describe()})
+                _write(results, content | {"scale": QUICK if quick else scale, "meta": describe()})
 
 
 @app.command()
@@ -173,7 +173,8 @@ def _cached(scenario: Scenario, cache: Path) -> dict[str, Any]:
 def _code_digest() -> str:
     root = Path(coin_export.__file__).parent
     files = sorted(path for room in ("client", "code", "evaluate/simulation") for path in (root / room).glob("*.py"))
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+    runs = [path for path in files if path.stem not in ("studies", "tables", "figures")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in runs)).hexdigest()
 
 
 def _read(results: Path) -> dict[str, Any]:
