@@ -125,13 +125,17 @@ def against(
             simulated = [
                 replay(one["policy"], scenario, one["requests"], one["rate"], one["seed"], law) for one in here
             ]
-            pairs = [(statistics.median(one[key] for one in side) for side in (here, simulated)) for key in keys]
-            lines.append([scenario, f"`{policy}`", *(" / ".join(f"{value:.1f}" for value in pair) for pair in pairs)])
+            pairs = [f"{_median(here, key):.1f} / {_median(simulated, key):.1f}" for key in keys]
+            lines.append([scenario, f"`{policy}`", *pairs])
     heads = ["scenario", "policy", *(f"{name}: measured / simulated" for name in ("p50", "p99", "p99.9"))]
     text = markdown(heads, lines)
     typer.echo(text)
     if page is not None:
         page.write_text(insert(page.read_text(encoding="utf-8"), {"against": text}), encoding="utf-8")
+
+
+def _median(records: Sequence[Mapping[str, Any]], key: str) -> float:
+    return statistics.median(record[key] for record in records)
 
 
 def _studies(results: Path, scale: float) -> tuple[Study, ...]:

@@ -82,3 +82,16 @@ def test_the_command_runs_studies_once_and_reports_them(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, arguments).exit_code == 0
     (timed,) = json.loads((tmp_path / "simulation.json").read_text())["million"]
     assert timed["k"] == 2 and timed["requests"] == 180 and timed["wall_seconds"] > 0
+
+
+def test_a_measured_tail_is_simulated_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "service_times.json").write_text('{"alone": {"levels": [0, 1], "times_s": [0.001, 0.003]}}')
+    cell = {"requests": 400, "rate": 200.0, "seed": 0, "p50_ms": 2.5, "p99_ms": 5.0, "p999_ms": 9.0}
+    cells = [{"policy": policy, "scenario": "straggle_5", **cell} for policy in ("none", "coded_at_once")]
+    cells.append({"policy": "none", "scenario": "killed_server", **cell})
+    (tmp_path / "tail.json").write_text(json.dumps(cells))
+    found = CliRunner().invoke(app, ["against", str(tmp_path / "tail.json"), "--results", str(tmp_path)])
+    assert found.exit_code == 0
+    *_, none, coded = found.stdout.splitlines()
+    assert none.startswith("| straggle_5 | `none` | 2.5 / ") and coded.startswith("| straggle_5 | `coded_at_once` |")
+    assert "killed_server" not in found.stdout
