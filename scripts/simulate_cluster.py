@@ -16,7 +16,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,8 +134,8 @@ def against(
         page.write_text(insert(page.read_text(encoding="utf-8"), {"against": text}), encoding="utf-8")
 
 
-def _median(records: Sequence[Mapping[str, Any]], key: str) -> float:
-    return statistics.median(record[key] for record in records)
+def _median(records: Iterable[Mapping[str, Any]], key: str) -> float:
+    return float(statistics.median(record[key] for record in records))
 
 
 def _studies(results: Path, scale: float) -> tuple[Study, ...]:

@@ -162,7 +162,7 @@ def _budget(base: Base) -> Iterable[Cell]:
                 budget = Budget(share, burst=32.0 if share else 0.0) if share < _UNBOUNDED else Budget(share, share)
                 policy = Policy(AfterDelay(FIXED_DELAY_S), budget=budget)
                 scheme = Scheme(f"{name}_after_30_ms", redundancy, policy)
-                x = "none" if share == _UNBOUNDED else f"{share:.0%}"
+                x = "no bound" if share == _UNBOUNDED else f"{share:.0%}"
                 # Few clients, so that the share counts and not the bursts that each is granted at first.
                 yield Cell(x, f"load {load}", replace(base(scheme, load), clients=8))
 
