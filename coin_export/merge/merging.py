@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,10 @@ from coin_export.encode.coin import CoinOptions
 from coin_export.errors import ArchitectureError, BuildError, CodeError, NonFiniteError
 from coin_export.fisher.files import MEANS_KEY
 from coin_export.merge.checkpoint import DTYPES, Checkpoint, StoredTensor
-from coin_export.merge.rules import Average, Coin, Rule, Work
+from coin_export.merge.rules import Average, Coin, Rule
 from coin_export.merge.writer import Output, writing
 
-_SLICE_ELEMENTS = 2**17  # of each checkpoint: small enough for the processor's cache, large against the cost of a call
-_QUEUED = 4  # slices waiting, per thread
+_SLICE_ELEMENTS = 2**18  # of each checkpoint: smaller ones cost calls, larger ones leave the cache
 
 
 @dataclass(frozen=True)
@@ -183,14 +182,8 @@ def _coin_rules(statistics: Sequence[Checkpoint], betas: Sequence[float], option
         for model in range(len(statistics))
     ]
     damping = options.damping * sum(beta * mean for beta, mean in zip(betas, scaled, strict=True))
-    return {
-        name: Coin(
-            tuple(beta * scale(model, name) for model, beta in enumerate(betas)),
-            tuple(beta * damping for beta in betas),
-            tuple(betas),
-        )
-        for name in sizes
-    }
+    models = range(len(statistics))
+    return {name: Coin(tuple(betas), tuple(scale(model, name) for model in models), damping) for name in sizes}
 
 
 def _means(fisher: Checkpoint) -> Mapping[str, float]:
@@ -210,31 +203,31 @@ def _means(fisher: Checkpoint) -> Mapping[str, float]:
 def _run(
     jobs: Sequence[_Job], models: Sequence[Checkpoint], statistics: Sequence[Checkpoint], output: Output, threads: int
 ) -> None:
-    """Work slice by slice; the first error ends it all."""
-    workers = threading.local()
+    """Let threads take one slice after the other; an error in one ends all."""
+    slices, taking, ended = _slices(jobs), threading.Lock(), threading.Event()
 
-    def work(job: _Job, start: int, stop: int) -> None:
-        if not hasattr(workers, "buffers"):
-            workers.buffers = _Buffers(len(models) + len(statistics))
-        _combine(job, start, stop, models, statistics, output, workers.buffers)
+    def work() -> None:
+        buffers = _Buffers(len(models) + len(statistics))
+        try:
+            while not ended.is_set():
+                with taking:
+                    taken = next(slices, None)
+                if taken is None:
+                    return
+                _combine(*taken, models, statistics, output, buffers)
+        except BaseException:
+            ended.set()
+            raise
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # the slices are the parallel work
     try:
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pending: set[Future[None]] = set()
             try:
-                for job, start, stop in _slices(jobs):
-                    pending.add(pool.submit(work, job, start, stop))
-                    if len(pending) >= _QUEUED * threads:
-                        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                        for future in done:
-                            future.result()
-                for future in pending:
+                for future in [pool.submit(work) for _ in range(threads)]:
                     future.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+            finally:
+                ended.set()
     finally:
         torch.set_num_threads(before)
 
@@ -251,7 +244,6 @@ class _Buffers:
     def __init__(self, number: int) -> None:
         self.raw = [torch.empty(8 * _SLICE_ELEMENTS, dtype=torch.uint8) for _ in range(number)]
         self.bytes = [raw.numpy().data for raw in self.raw]
-        self.work = {dtype: Work(_SLICE_ELEMENTS, dtype) for dtype in (torch.float32, torch.float64)}
 
 
 def _combine(
@@ -274,7 +266,7 @@ def _combine(
     result = tensors[0]
     if job.rule is not None:
         tensors = [tensor.to(wide) for tensor in tensors]
-        result = job.rule(tensors[: len(job.values)], tensors[len(job.values) :], buffers.work[wide])
+        result = job.rule(tensors[: len(job.values)], tensors[len(job.values) :])
         if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
             raise NonFiniteError(f"tensor {job.values[0].name!r}: NaN or infinity; look at the checkpoints")
     output.write(result.to(stored).view(torch.uint8).numpy().data, job.values[0], start * stored.itemsize)

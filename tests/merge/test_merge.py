@@ -28,7 +28,7 @@ from coin_export.fisher.diagonal import diagonal_fisher
 from coin_export.fisher.files import write_statistics
 from coin_export.merge import merge, writer
 from coin_export.merge.checkpoint import Checkpoint
-from coin_export.merge.rules import Average, Coin, Work
+from coin_export.merge.rules import Average, Coin
 from tests.reference.networks import CASES
 
 BETAS = [0.2, 0.3, 0.5]
@@ -142,8 +142,8 @@ def test_the_average_of_the_encoder_is_the_average_of_the_merge(tmp_path: Path) 
 def test_rules_leave_equal_numbers_as_they_are() -> None:
     equal, fishers = torch.randn(50), [torch.rand(50) for _ in range(3)]
     third = (0.1, 0.7, 0.2)
-    for rule in (Average(third), Coin(third, third, third), Coin(third, (0.0,) * 3, third)):
-        found = rule([equal.clone() for _ in range(3)], fishers, Work(50, torch.float32))
+    for rule in (Average(third), Coin(third, third, 0.1), Coin(third, third, 0.0)):
+        found = rule([equal.clone() for _ in range(3)], fishers)
         assert torch.equal(found, equal)
 
 
