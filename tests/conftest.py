@@ -1,4 +1,7 @@
-"""Settings for every test: no telemetry, which would reach outside the machine; no time limits that load can break."""
+"""Settings for every test: no telemetry, which would reach outside the machine; no time limits that load can break.
+
+Properties are tried on the same examples in every run. `HYPOTHESIS_PROFILE=explore` tries new ones.
+"""
 
 import os
 
@@ -6,5 +9,6 @@ from hypothesis import settings
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
-settings.register_profile("any_load", deadline=None)
-settings.load_profile("any_load")
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

@@ -111,6 +111,7 @@ class Gather:
         self._withheld: set[int] = set()  # not asked, as their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
         self._help_at = self._late_after(started, len(self._wanted))
+        self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
         self._decode_at: float | None = None  # None until decodable
@@ -159,6 +160,8 @@ class Gather:
             return []
         self._withheld.add(row)
         self._late_at.pop(row, None)
+        resort_at = self._resort_at(now)
+        self._late_at = {other: min(at, resort_at) for other, at in self._late_at.items()}
         self._fell_out = True
         return self._proceed(now)
 
@@ -195,7 +198,7 @@ class Gather:
             return self._wake()
         if now >= self._deadline:
             return self._give_up(Cause.DEADLINE)
-        if (self._askable or self._withheld) and (self._fell_out or now >= self._help_at):
+        if (self._askable or self._withheld) and (self._fell_out or now >= self._help_at or self._resorts(now)):
             return [*self._help(now), *self._wake()]
         return self._wake()
 
@@ -204,14 +207,17 @@ class Gather:
         self._fell_out = False
         actions = self._ask_for_help(self._helpers(self._arrived.union(self._late_at), frozenset()), now)
         late = frozenset(row for row, at in self._late_at.items() if at <= now)
-        rows = self._helpers(self._arrived.union(self._late_at) - late, late)
+        expected = self._arrived.union(self._late_at) - late
+        rows = self._helpers(expected, late)
         self._help_at = math.inf
-        if self._memory.bucket.spend(len(rows - self._withheld)):
-            actions += self._ask_for_help(rows, now)
-        else:
+        if not self._memory.bucket.spend(len(rows - self._withheld)):
             self.refusals += 1
             self._help_at = now + (now - self.started)  # try again after as long again
+            rows = self._withheld if self._code.decodable(expected | self._withheld, self._goal) else set()
+        actions += self._ask_for_help(rows, now)
         self._help_at = min([self._help_at, *(at for at in self._late_at.values() if at > now)])
+        if self._withheld and not self._resorts(now):
+            self._help_at = min(self._help_at, self._resort_at(self.started))
         return actions
 
     def _helpers(self, expected: set[int], late: frozenset[int]) -> set[int]:
@@ -231,7 +237,7 @@ class Gather:
         late_at = self._late_after(now, len(rows))
         last_resort = tuple(sorted(rows & self._withheld))
         usual = tuple(sorted(rows - self._withheld))
-        self._withheld.difference_update(last_resort)
+        self._withheld = self._withheld.difference(last_resort)
         asked = (Send(usual), Send(last_resort, though_down=True))
         return [self._ask(send, late_at) for send in asked if send.rows]
 
@@ -242,7 +248,16 @@ class Gather:
 
     def _late_after(self, asked: float, calls: int) -> float:
         """Return when ``calls`` calls count as late; the same patience holds for helping calls as for the first."""
-        return self._policy.coded.coded_at(Begun(asked, self._deadline, calls), self._memory.latencies)
+        late_at = self._policy.coded.coded_at(Begun(asked, self._deadline, calls), self._memory.latencies)
+        return min(late_at, self._resort_at(asked)) if self._withheld else late_at
+
+    def _resorts(self, now: float) -> bool:
+        """Tell whether, from now on, whatever happens is looked at for whether a last resort would do."""
+        return bool(self._withheld) and now >= self._resort_at(self.started)
+
+    def _resort_at(self, now: float) -> float:
+        """Return when a last resort is due: half the time that is left; never if there is no help against slowness."""
+        return (now + self._deadline) / 2 if self._helps_the_late else math.inf
 
     def _learn(self, row: int, now: float) -> None:
         if row < self._code.k and row in self._wanted:  # these are all asked when the request begins

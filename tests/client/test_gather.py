@@ -204,6 +204,13 @@ def test_members_that_count_as_down_are_asked_when_the_others_are_late() -> None
     assert finish_of(found).direct == (1,) and found.ended_at == pytest.approx(0.013)
 
 
+def test_the_last_resort_comes_before_the_deadline_however_patient_the_policy() -> None:
+    policy = Policy(AfterDelay(9.0))
+    found = run(PAIR, (0, 1), policy, [Fate(0.001), Fate(0.003, down=True), NEVER], deadline=0.5)
+    assert found is not None and found.sent_at == {0: 0.0, 2: 0.0, 1: 0.25}
+    assert finish_of(found).direct == (0, 1)
+
+
 def test_a_last_resort_that_fails_ends_the_request() -> None:
     fates = [Fate(0.002), Fate(0.001, fails=True, down=True), Fate(0.001, fails=True, down=True)]
     found = run(PAIR, (0, 1), HELD_BACK, fates, deadline=5.0)
