@@ -153,7 +153,7 @@ def main() -> None:
             records.append(record(name, seconds, memory, (read, target.stat().st_size)))
     _print(records)
     content = {
-        "command": "python scripts/bench_merge.py",
+        "command": f"python scripts/bench_merge.py --repeats {options.repeats}",
         "repeats": options.repeats,
         "threads": options.threads,
         "machine": f"{platform.machine()}, {os.cpu_count()} processors",

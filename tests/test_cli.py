@@ -6,7 +6,7 @@ import pytest
 
 from coin_export import __version__
 
-COMMANDS = ("build", "inspect", "verify", "serve", "infer", "evaluate", "demo")
+COMMANDS = ("build", "fisher", "merge", "inspect", "verify", "serve", "infer", "evaluate", "demo")
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
