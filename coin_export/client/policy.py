@@ -80,15 +80,15 @@ class AfterDelay:
 
 @dataclass(frozen=True)
 class AfterQuantile:
-    """Ask for help when a wanted answer takes clearly longer than it did in all but a few recent requests.
+    """Ask for help when a wanted answer takes clearly longer than all but a few recent calls did.
 
-    With w wanted originals, each is waited for up to ``factor`` times the ``q ** (1 / w)`` quantile of single calls.
-    With a factor of 1 that leaves about a share ``q`` of all requests without help, whatever their number; but then
-    the share ``1 - q`` of a group in perfect health is helped for nothing: at q = 0.95 and two wanted originals
-    2.5 % more calls. A larger factor tells stragglers, which are late by many times, from the merely unlucky.
+    Each call is waited for up to ``factor`` times the ``q`` quantile of recent single calls, however many the request
+    makes. With a factor of 1 the share ``1 - q`` of the calls of a group in perfect health is helped for nothing; a
+    larger factor tells stragglers, which are late by many times, from the merely unlucky. The share of calls to
+    stragglers must stay below ``1 - q``: beyond that, slow is what is usual.
 
     Attributes:
-        q: the quantile of recent requests.
+        q: the quantile of recent calls.
         factor: how many times that quantile is waited.
         window: the number of recent calls that count.
         start_s: how long to wait while too few are known.
@@ -115,7 +115,7 @@ class AfterQuantile:
 
     def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
-        usual = recent.quantile(self.q ** (1 / request.wanted), self.window)
+        usual = recent.quantile(self.q, self.window)
         at = request.started + (self.start_s if usual is None else self.factor * usual)
         return min(at, (request.started + request.deadline) / 2)
 

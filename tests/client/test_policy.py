@@ -37,13 +37,20 @@ def test_the_default_asks_for_help_half_as_late_again_as_the_recent_p95_within_a
     )
 
 
-def test_a_quantile_of_requests_is_a_higher_one_of_single_calls() -> None:
+def test_the_quantile_is_that_of_single_calls_however_many_a_request_makes() -> None:
     recent = Latencies()
     for milliseconds in range(1, 1001):
         recent.add(milliseconds / 1000)
     timing = AfterQuantile(q=0.9, factor=1.0, window=1000)
-    assert timing.coded_at(BEGUN, recent) == pytest.approx(3.0 + 0.900, abs=0.002)
-    assert timing.coded_at(BEGUN._replace(wanted=2), recent) == pytest.approx(3.0 + 0.949, abs=0.002)
+    for wanted in (1, 2, 32):
+        assert timing.coded_at(BEGUN._replace(wanted=wanted), recent) == pytest.approx(3.0 + 0.900, abs=0.002)
+
+
+def test_stragglers_among_the_recent_calls_do_not_make_slow_the_usual() -> None:
+    recent = Latencies()
+    for call in range(1000):
+        recent.add(0.200 if call % 40 == 0 else 0.004)  # one of two servers stopped for 5 % of the time
+    assert AfterQuantile().coded_at(BEGUN._replace(wanted=2), recent) == pytest.approx(3.006)
 
 
 def test_the_factor_is_how_many_times_the_quantile_is_waited() -> None:
