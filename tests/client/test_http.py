@@ -44,7 +44,7 @@ GROUP = make_group()
 BATCH = np.ones((2, PIXELS), np.float32)
 PATIENT = Policy(OnlyWhenDown(), AfterGrace(at_least_s=30.0))
 SOON = Policy(AtOnce(), AsSoonAsDecodable())
-QUICK = Limits(discovery_s=0.2, lookup_interval_s=0.01, close_s=0.05)
+QUICK = Limits(discovery_s=1.0, lookup_interval_s=0.01, close_s=0.05)
 PLAIN = RequestOptions()
 
 
