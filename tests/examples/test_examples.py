@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import pytest
 import torch
@@ -145,9 +145,9 @@ def test_the_service_runs_as_its_header_says_and_ends_when_told(served: Served) 
         ends = time.monotonic() + 120
         while True:
             try:
-                described = httpx.get(f"http://127.0.0.1:{port}/models", trust_env=False, timeout=60).json()
+                described = httpx2.get(f"http://127.0.0.1:{port}/models", trust_env=False, timeout=60).json()
                 break
-            except httpx.TransportError:
+            except httpx2.TransportError:
                 assert process.poll() is None and time.monotonic() < ends
                 time.sleep(0.1)
         assert described["group"] == "tasks"
