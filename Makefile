@@ -36,8 +36,8 @@ imports: $(READY)
 unit: $(READY)
 	$(BIN)/python -m pytest
 
-bench-client: $(READY)  ## measure what the client costs beside bare calls (about six minutes)
-	$(BIN)/python scripts/bench_client.py --output docs/results
+bench-client: $(READY)  ## measure what the client costs beside bare calls (about five minutes)
+	$(BIN)/python scripts/bench_client.py --output docs/results --page docs/overhead.md
 
 bench-tail: $(READY)  ## measure the tail under stragglers (hours, on an idle machine); goes on where it was interrupted
 	$(BIN)/python scripts/bench_tail.py --output docs/results

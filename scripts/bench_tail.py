@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--policies", choices=CONTENDERS, nargs="+", default=list(CONTENDERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=20_000, help="of each cell")
-    parser.add_argument("--rate", type=float, default=250.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=160.0, help="requests a second")
     parser.add_argument("--cells", type=int, help="measure at most this many cells, then end")
     parser.add_argument("--models", type=Path, default=Path("artifacts/bench"), help="repositories, built if missing")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the JSON files")

@@ -94,6 +94,8 @@ def test_targets_are_judged_by_what_was_measured() -> None:
 
 def test_nothing_is_judged_that_was_not_measured() -> None:
     assert list(targets(rows([record("none")]))) == []
+    judged = targets(rows([record("none"), record("coded_at_once"), record("coded_after_p95")]))
+    assert not any("replicas" in target.text for target in judged)
 
 
 def test_a_table_has_one_row_a_policy_in_order() -> None:
