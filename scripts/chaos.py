@@ -15,7 +15,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -32,12 +32,14 @@ from scripts.faults.linear_group import INPUT, TWO_CODED, random_inputs, write_l
 DEADLINE_S = 20.0
 LIMITS = Limits(discovery_s=20.0, lookup_interval_s=0.5)
 KINDS = ("kill", "stop", "stop, then kill")
+SHAKEN_OFF = "ended by itself after a stop"
 
 _REQUESTERS = 8
 _THINK_S = 0.02  # between the requests of one requester
 _AWAY_S = (0.5, 4.0)
 _BETWEEN_S = (0.5, 2.5)
 _BACK_WITHIN_S = 120.0
+_NOTICED_S = 1.0  # in which a server that is needed is asked, and one that was lost is looked up
 _DIRECT_WITHIN = 5000  # requests
 
 
@@ -69,11 +71,22 @@ class Result:
 
 
 class LastAnswers(Observer):
-    """When each server last gave an answer, and which count as down."""
+    """When each server was last asked and last gave an answer, and which count as down."""
 
     def __init__(self) -> None:
+        self.asked_at: dict[str, float] = {}
         self.answered_at: dict[str, float] = {}
         self.down: set[str] = set()
+
+    def in_use(self, address: str, since: float) -> bool:
+        """Tell whether it does not count as down, and has answered since then or was not needed."""
+        needed = self.asked_at.get(address, 0.0) >= since
+        return address not in self.down and (not needed or self.answered_at.get(address, 0.0) >= since)
+
+    def call_begun(self, call: CallInfo) -> Mapping[str, str]:
+        """See `Observer`."""
+        self.asked_at[call.server] = time.monotonic()
+        return {}
 
     def call_ended(self, call: CallInfo, end: CallEnd) -> None:
         """See `Observer`."""
@@ -212,11 +225,16 @@ class Chaos:
 
     async def _seen_again(self, name: str) -> None:
         address, back_at = self._addresses[name], time.monotonic()
-        while address in self._seen.down or self._seen.answered_at.get(address, 0.0) < back_at:
-            if self._cluster.has_crashed(name):
+        await asyncio.sleep(_NOTICED_S)
+        while not self._seen.in_use(address, back_at):
+            if self._cluster.has_crashed(name) and self._cluster.was_shaken_off(name):
+                self._faults[SHAKEN_OFF] += 1
+                await asyncio.to_thread(self._cluster.restart, name)
+                back_at = time.monotonic()
+            elif self._cluster.has_crashed(name):
                 raise AssertionError(f"server {name} ended by itself: {self._cluster.last_words(name)}")
             if time.monotonic() > back_at + _BACK_WITHIN_S:
-                raise AssertionError(f"server {name} at {address} is back and was not used within {_BACK_WITHIN_S} s")
+                raise AssertionError(f"server {name} at {address} is back and was not in use within {_BACK_WITHIN_S} s")
             await asyncio.sleep(0.02)
 
     async def _until_all_are_direct(self) -> int:

@@ -196,8 +196,9 @@ class Fanout:
         for row, call in self._calls.items():
             if call.task.done():
                 continue
-            if self._gather.refusals and row not in self._overdue and self._is_overdue(call, now):
-                # Without help it would be waited for until the deadline, and be found out only then.
+            if self._gather.refusals and self._is_overdue(call, now):
+                # Without help it would be waited for until the deadline, and be found out only then. It is late anew at
+                # every look, as the breaker wants to see that lateness goes on.
                 self._overdue.add(row)
                 call.server.late()
             if call.server.down:
