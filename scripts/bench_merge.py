@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,8 @@ def runs_of(models: list[Path], fishers: list[Path], target: Path, threads: int)
     runs: dict[str, Callable[[], object]] = {}
     for name, count in METHODS.items():
         used = fishers[:count]
-        runs[name] = lambda used=used: merge(models, [1.0] * COUNT, target, fishers=used, threads=threads)  # type: ignore[misc]
-        runs[f"copy for {name}"] = lambda used=used: copy([*models, *used], target, threads)  # type: ignore[misc]
+        runs[name] = partial(merge, models, [1.0] * COUNT, target, fishers=used, threads=threads)
+        runs[f"copy for {name}"] = partial(copy, [*models, *used], target, threads)
     return runs
 
 
