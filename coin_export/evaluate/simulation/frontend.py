@@ -179,20 +179,22 @@ class FrontEnd:
         actions: list[Action] = []
         for call in request.calls:
             if not (call.ended or call.dropped):
-                if gather.refusals:
+                if gather.refusals and self._is_overdue(request, call):
+                    call.overdue = True  # and late anew at every look
                     self._blame(request, call)
                 if request.lines[call.row].down:
                     actions += gather.doubted(call.row, now)
         return actions
 
+    def _is_overdue(self, request: _Request, call: Call) -> bool:
+        return self._clock.now - call.sent >= request.gather.patience_s
+
     def _blame(self, request: _Request, call: Call) -> None:
-        """Hold a call that is overdue against its server, once."""
+        """Hold a call that is overdue against its server."""
         line = request.lines[call.row]
-        if not call.overdue and self._clock.now - call.sent >= request.gather.patience_s:
-            call.overdue = True
-            if line.late():
-                request.group.suspects[line] = None
-                request.group.look_up()
+        if line.late():
+            request.group.suspects[line] = None
+            request.group.look_up()
 
     def _send(self, request: _Request, send: Send) -> list[Action]:
         now, gather = self._clock.now, request.gather
@@ -218,7 +220,8 @@ class FrontEnd:
         """Lose interest in what is under way."""
         for call in request.calls:
             if not (call.ended or call.dropped):
-                self._blame(request, call)
+                if not call.overdue and self._is_overdue(request, call):
+                    self._blame(request, call)
                 call.abandoned = True
                 request.lines[call.row].abandoned += 1
 
