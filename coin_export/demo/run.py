@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import importlib.metadata
 import json
 import math
 import platform
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from coin_export.client import AtOnce, CodedClient, Policy, Source
 from coin_export.code.decode import Array
 from coin_export.datasets import bundled
-from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.demo.phases import INPUT, OUTPUT, PhaseResult, run_phase
-from coin_export.demo.training import common_start, train
-from coin_export.pipeline import BuildReport, Labelled, build_group
-from coin_export.recipe import BuildOptions
+from coin_export.demo.group import EPOCHS, build_on_images, train_side_by_side
+from coin_export.demo.phases import INPUT, PhaseResult, run_phase
+from coin_export.pipeline import BuildReport
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 
-GROUP = "demo"
-EPOCHS = 6
-CALIBRATION_POINTS_PER_SET = 500
-SEED = 0
-WARM_UP_REQUESTS = 20
-RECOVERY_S = 10.0
+_GROUP = "demo"
+_CALIBRATION_POINTS_PER_SET = 500
+_WARM_UP_REQUESTS = 20
+_RECOVERY_S = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,9 +128,17 @@ def run_demo(repository: Path, artifacts: Path, console: Console, encoder: str) 
         with stages.stage("data", "Loading bundled images"):
             sets = {name: bundled.load(name) for name in bundled.NAMES}
         with stages.stage("train", "Training two networks from one start", total=EPOCHS * len(sets)) as step:
-            models = _train_side_by_side(sets, step)
+            models = train_side_by_side(sets, step)
         with stages.stage("build", "Building the coded model and the repository") as step:
-            report = _build(models, sets, repository, encoder, step)
+            report = build_on_images(
+                _GROUP,
+                models,
+                sets,
+                repository,
+                encoder={"name": encoder},
+                points_per_set=_CALIBRATION_POINTS_PER_SET,
+                progress=step,
+            )
         phases, versions = _serve_and_ask(report, sets, artifacts, stages)
     seconds = {**stages.seconds, **{f"build.{name}": value for name, value in report.seconds.items()}}
     seconds["total"] = time.perf_counter() - begin
@@ -148,46 +147,6 @@ def run_demo(repository: Path, artifacts: Path, console: Console, encoder: str) 
     artifacts.mkdir(parents=True, exist_ok=True)
     (artifacts / "demo.json").write_text(json.dumps(result.to_json(), indent=2) + "\n", encoding="utf-8")
     return result
-
-
-def _train_side_by_side(
-    sets: Mapping[str, bundled.ImageSet], on_epoch: Callable[[], object]
-) -> dict[str, torch.nn.Module]:
-    start = common_start(SEED)
-    stop = threading.Event()
-    with ThreadPoolExecutor() as threads:
-        try:
-            jobs = {
-                name: threads.submit(train, copy.deepcopy(start), images, EPOCHS, SEED, on_epoch, stop.is_set)
-                for name, images in sets.items()
-            }
-            return {name: job.result() for name, job in jobs.items()}
-        finally:
-            stop.set()  # an interrupt ends the threads at their next batch
-
-
-def _build(
-    models: Mapping[str, torch.nn.Module],
-    sets: Mapping[str, bundled.ImageSet],
-    repository: Path,
-    encoder: str,
-    progress: Any,
-) -> BuildReport:
-    """Calibrate on training images of both sets, without their labels; evaluate on the test parts."""
-    calibration = np.concatenate([images.train_images[:CALIBRATION_POINTS_PER_SET] for images in sets.values()])
-    options = {"encoder": {"name": encoder}, "outputs": (OUTPUT,), "seed": SEED}
-    return build_group(
-        GROUP,
-        models,
-        CalibrationInputs({INPUT: calibration}),
-        repository,
-        options=BuildOptions.model_validate(options),
-        evaluation={
-            name: Labelled(CalibrationInputs({INPUT: images.test_images}), images.test_labels)
-            for name, images in sets.items()
-        },
-        progress=progress,
-    )
 
 
 def _serve_and_ask(
@@ -216,7 +175,7 @@ async def _ask(
     async with CodedClient(addresses, policy=Policy(coded=AtOnce())) as client:
         versions = {"tritonserver": next(iter(client.server_versions.values()))}
         image = next(iter(sets.values())).test_images[:1]
-        for _ in range(WARM_UP_REQUESTS):
+        for _ in range(_WARM_UP_REQUESTS):
             await client.infer({INPUT: image})
         await _recovered(client, image)
         with stages.stage("healthy", "Asking: all servers healthy", total) as step:
@@ -238,9 +197,9 @@ async def _recovered(client: CodedClient, image: Array) -> None:
     A resumed server first works off what it was sent while it was stopped. To lose another server before that would
     be two losses at once, more than one coded model makes good.
     """
-    end = time.monotonic() + RECOVERY_S
+    end = time.monotonic() + _RECOVERY_S
     while time.monotonic() < end:
-        answers = await client.infer({INPUT: image}, deadline=RECOVERY_S)
+        answers = await client.infer({INPUT: image}, deadline=_RECOVERY_S)
         if all(answer.source is Source.DIRECT for answer in answers.values()):
             return
         await asyncio.sleep(0.01)
