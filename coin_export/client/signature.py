@@ -15,14 +15,14 @@ from coin_export.code.manifest import Group, Tensor
 from coin_export.errors import DiscoveryError, RequestError
 
 # Triton's names for datatypes; numpy has none for BF16.
-_DTYPES: dict[str, np.dtype[Any]] = {
+DTYPES: dict[str, np.dtype[Any]] = {
     "BOOL": np.dtype(np.bool_),
     "BYTES": np.dtype(np.object_),
     **{f"INT{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
     **{f"UINT{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
 }
-_FLOATING = tuple(name for name, dtype in _DTYPES.items() if dtype.kind == "f")
+_FLOATING = tuple(name for name, dtype in DTYPES.items() if dtype.kind == "f")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Signature:
     """
 
     def __init__(self, group: Group, max_batch_size: int) -> None:
-        self._inputs = _specs(group.inputs, group.name, "input", _DTYPES)
+        self._inputs = _specs(group.inputs, group.name, "input", DTYPES)
         self._outputs = tuple(
             _specs(group.outputs_of(member), group.name, "output", _FLOATING) for member in group.members
         )
@@ -139,7 +139,7 @@ def _specs(tensors: Sequence[Tensor], group: str, what: str, allowed: Collection
                 f"group {group!r}: {what} {tensor.name!r} has datatype {tensor.dtype}; build the group with one of "
                 f"{list(allowed)}"
             )
-    return tuple(_Spec(tensor.name, _DTYPES[tensor.dtype], tensor.shape) for tensor in tensors)
+    return tuple(_Spec(tensor.name, DTYPES[tensor.dtype], tensor.shape) for tensor in tensors)
 
 
 def _check_input(spec: _Spec, array: object, batch: int) -> None:

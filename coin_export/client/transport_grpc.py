@@ -1,4 +1,7 @@
-"""One server over gRPC. Knows tritonclient's gRPC client, and maps its and gRPC's errors.
+"""One server over gRPC. Knows gRPC and the messages of Triton's protocol, and maps gRPC's errors.
+
+A request's bytes are put together from parts that are each serialized once: its inputs for all servers, the names of a
+model and its outputs for all requests. Protocol buffers merge what is concatenated.
 
 Cancelling a gRPC call kills Triton servers before 2.59: cancelled tasks, client timeouts and closed channels all
 cancel the call at the server, which has a race there (triton-inference-server/server#7368, #8034). So no call
@@ -8,17 +11,21 @@ here carries a client timeout, and callers ask `Transport.may_cancel` before the
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no type information
-import tritonclient.grpc.aio as triton
-from tritonclient.utils import InferenceServerException
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+from tritonclient.utils import serialize_byte_tensor
 
-from coin_export.client.answer import Array
+from coin_export.client.answer import Array, Outputs
+from coin_export.client.signature import DTYPES
 from coin_export.client.transport import (
     ModelConfig,
+    Parameter,
     RefusedError,
     Reply,
     RequestOptions,
@@ -28,11 +35,13 @@ from coin_export.client.transport import (
 )
 from coin_export.errors import TransportError
 
-T = TypeVar("T")
-
 CANCEL_SINCE = (2, 59)  # Triton 25.06
+_MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
+_COMPRESSIONS = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+# What gRPC raises; a value that does not fit its field, too.
+_FAILURES = (grpc.RpcError, grpc.aio.BaseError, ValueError, TypeError)
 # What reading an answer raises that is not what Triton sends; gRPC itself hands over None in place of such a one.
-_UNREADABLE = (ValueError, TypeError, AttributeError)
+_UNREADABLE = (ValueError, TypeError, LookupError)
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _CHANNEL_ARGS: dict[str, int | str] = {
     "grpc.max_send_message_length": _MAX_MESSAGE_BYTES,
@@ -54,7 +63,7 @@ _CHANNEL_ARGS: dict[str, int | str] = {
 
 
 class GrpcTransport(Transport):
-    """gRPC by tritonclient.
+    """gRPC.
 
     Must be made and used inside a running event loop.
 
@@ -67,20 +76,18 @@ class GrpcTransport(Transport):
     def __init__(self, address: str, options: TransportOptions) -> None:
         self.address = address
         self._headers = dict(options.headers)
-        self._compression = options.compression
+        self._metadata = tuple(self._headers.items())
+        self._compression = _COMPRESSIONS[options.compression]
         self._version: str | None = None
-        self._requested: dict[tuple[str, ...], list[Any]] = {}
         try:
-            self._client = triton.InferenceServerClient(
-                address,
-                ssl=options.ssl,
-                root_certificates=options.root_certificates,
-                private_key=options.private_key,
-                certificate_chain=options.certificate_chain,
-                channel_args=list({**_CHANNEL_ARGS, **options.channel_args}.items()),
-            )
+            self._channel = _channel(address, options)
         except (OSError, ValueError) as error:
             raise TransportError(f"server {address}: the channel cannot be made: {error}", address=address) from error
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # The stub's own takes a message; this one takes its bytes.
+        self._model_infer = self._channel.unary_unary(
+            _MODEL_INFER, response_deserializer=service_pb2.ModelInferResponse.FromString
+        )
 
     @property
     def version(self) -> str | None:
@@ -99,86 +106,136 @@ class GrpcTransport(Transport):
 
         It makes a new connection only for a call, and none is sent before the server was looked up again.
         """
-        # tritonclient does not hand out its channel in any other way.
-        return self._client._channel.get_state() is grpc.ChannelConnectivity.READY
+        return self._channel.get_state() is grpc.ChannelConnectivity.READY
 
     async def server_metadata(self) -> str:
         """See `Transport`."""
-        metadata = await self._call("metadata", self._client.get_server_metadata)
+        metadata = await self._ask("metadata", self._stub.ServerMetadata, service_pb2.ServerMetadataRequest())
         self._version = str(metadata.version)
         return self._version
 
     async def ready(self) -> bool:
         """See `Transport`."""
-        return bool(await self._call("readiness", self._client.is_server_ready))
+        answer = await self._ask("readiness", self._stub.ServerReady, service_pb2.ServerReadyRequest())
+        return bool(answer.ready)
 
     async def model_index(self) -> dict[str, tuple[str, ...]]:
         """See `Transport`."""
-        index = await self._call("model index", self._client.get_model_repository_index)
+        index = await self._ask("model index", self._stub.RepositoryIndex, service_pb2.RepositoryIndexRequest())
         return ready_versions((model.name, model.version, model.state) for model in index.models)
 
     async def model_config(self, model: str, version: str = "") -> ModelConfig:
         """See `Transport`."""
-        what = f"configuration of model {model!r}"
-        response = await self._call(what, self._client.get_model_config, model, version)
+        request = service_pb2.ModelConfigRequest(name=model, version=version)
+        response = await self._ask(f"configuration of model {model!r}", self._stub.ModelConfig, request)
         config = response.config
         parameters = {key: value.string_value for key, value in config.parameters.items()}
         return ModelConfig(config.name, config.max_batch_size, parameters)
 
-    def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> Any:
+    def encode(self, inputs: Mapping[str, Array], datatypes: Mapping[str, str]) -> bytes:
         """See `Transport`."""
-        encoded = []
+        request = service_pb2.ModelInferRequest()
         for name, array in inputs.items():
-            tensor = triton.InferInput(name, array.shape, datatypes[name])
-            encoded.append(tensor.set_data_from_numpy(array))
-        return encoded
+            datatype = datatypes[name]
+            request.inputs.add(name=name, datatype=datatype, shape=array.shape)
+            request.raw_input_contents.append(_texts(array) if datatype == "BYTES" else array.tobytes())
+        return bytes(request.SerializeToString())
 
     async def infer(
-        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+        self, model: str, encoded: bytes, outputs: Sequence[str], options: RequestOptions, version: str = ""
     ) -> Reply:
         """See `Transport`."""
-        names = tuple(outputs)
-        if names not in self._requested:
-            self._requested[names] = [triton.InferRequestedOutput(name) for name in names]
-        result = await self._call(
-            f"model {model!r}",
-            self._client.infer,
-            model,
-            encoded,
-            model_version=version,
-            outputs=self._requested[names],
-            request_id=options.request_id,
-            priority=options.priority,
-            timeout=options.timeout,
-            headers={**self._headers, **options.headers},
-            compression_algorithm=self._compression,
-            parameters=options.parameters,
-        )
+        metadata = tuple({**self._headers, **options.headers}.items()) if options.headers else self._metadata
         try:
-            arrays = {name: result.as_numpy(name) for name in names}
-        except (*_UNREADABLE, struct.error) as error:
-            raise self._error(f"model {model!r}", f"its answer cannot be read: {error}") from error
-        answered_by = str(result.get_response().model_version)
-        return Reply({name: array for name, array in arrays.items() if array is not None}, answered_by)
+            request = b"".join((_question(model, version, tuple(outputs)), _serialized(options), encoded))
+            response = await self._model_infer(request, metadata=metadata, compression=self._compression)
+        except _FAILURES as error:
+            raise self._failure(f"model {model!r}", error) from error
+        if response is None:
+            raise self._strange(f"model {model!r}")
+        try:
+            return Reply(_arrays(response, outputs), response.model_version)
+        except _UNREADABLE as error:
+            raise self._error(f"model {model!r}", f"its answer cannot be read: {error!r}") from error
 
     async def close(self) -> None:
         """See `Transport`."""
-        await self._client.close()
+        await self._channel.close()
 
-    async def _call(self, what: str, method: Callable[..., Awaitable[T]], *args: Any, **options: Any) -> T:
+    async def _ask(self, what: str, method: Any, request: Any) -> Any:
         try:
-            answer = await method(*args, **{"headers": self._headers, **options})
-        except InferenceServerException as error:
-            status = str(error.status() or "no status").removeprefix("StatusCode.")
-            if status == "UNAVAILABLE":
-                self._version = None
-            kind = RefusedError if status == "INVALID_ARGUMENT" else TransportError
-            raise self._error(what, f"{status}: {error.message()}", kind) from error
-        except (grpc.RpcError, grpc.aio.BaseError, *_UNREADABLE) as error:
-            raise self._error(what, f"{type(error).__name__}: {error}") from error
+            answer = await method(request, metadata=self._metadata)
+        except _FAILURES as error:
+            raise self._failure(what, error) from error
         if answer is None:
-            raise self._error(what, "its answer is not of Triton's protocol")
+            raise self._strange(what)
         return answer
+
+    def _failure(self, what: str, error: Exception) -> TransportError:
+        if not isinstance(error, grpc.aio.AioRpcError):
+            return self._error(what, f"{type(error).__name__}: {error}")
+        status = error.code()
+        if status is grpc.StatusCode.UNAVAILABLE:
+            self._version = None
+        kind = RefusedError if status is grpc.StatusCode.INVALID_ARGUMENT else TransportError
+        return self._error(what, f"{status.name}: {error.details()}", kind)
+
+    def _strange(self, what: str) -> TransportError:
+        return self._error(what, "its answer is not of Triton's protocol")
 
     def _error(self, what: str, cause: str, kind: type[TransportError] = TransportError) -> TransportError:
         return kind(f"server {self.address}, {what}: {cause}", address=self.address)
+
+
+def _channel(address: str, options: TransportOptions) -> Any:
+    arguments = list({**_CHANNEL_ARGS, **options.channel_args}.items())
+    if not options.ssl:
+        return grpc.aio.insecure_channel(address, arguments)
+    files = (options.root_certificates, options.private_key, options.certificate_chain)
+    credentials = grpc.ssl_channel_credentials(*(Path(file).read_bytes() if file else None for file in files))
+    return grpc.aio.secure_channel(address, credentials, arguments)
+
+
+@lru_cache(maxsize=1024)
+def _question(model: str, version: str, outputs: tuple[str, ...]) -> bytes:
+    """Serialize what is the same for all requests to a model."""
+    request = service_pb2.ModelInferRequest(model_name=model, model_version=version)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return bytes(request.SerializeToString())
+
+
+def _serialized(options: RequestOptions) -> bytes:
+    """Serialize what travels with a request, headers apart."""
+    if not (options.request_id or options.priority or options.timeout is not None or options.parameters):
+        return b""
+    request = service_pb2.ModelInferRequest(id=options.request_id)
+    if options.priority:
+        request.parameters["priority"].uint64_param = options.priority
+    if options.timeout is not None:
+        request.parameters["timeout"].int64_param = options.timeout
+    for name, value in options.parameters.items():
+        setattr(request.parameters[name], _field(value), value)
+    return bytes(request.SerializeToString())
+
+
+def _field(value: Parameter) -> str:
+    if isinstance(value, str):
+        return "string_param"
+    if isinstance(value, bool):
+        return "bool_param"
+    return "int64_param" if isinstance(value, int) else "double_param"
+
+
+def _texts(array: Array) -> bytes:
+    return bytes(serialize_byte_tensor(array).item()) if array.size else b""
+
+
+def _arrays(response: Any, names: Sequence[str]) -> Outputs:
+    """Return the outputs named, as read-only views of the message."""
+    found: Outputs = {}
+    contents = response.raw_output_contents
+    for place, tensor in enumerate(response.outputs):
+        if tensor.name in names:
+            found[tensor.name] = np.frombuffer(contents[place], DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+    return found

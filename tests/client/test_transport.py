@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from tritonclient.utils import deserialize_bytes_tensor
 
 from coin_export.client import RequestOptions, TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
@@ -29,6 +30,28 @@ async def test_an_answer_comes_as_arrays_by_name() -> None:
         assert await transport.ready()
         assert await transport.model_index() == {"a": ("1",)}
         await transport.close()
+
+
+async def test_the_parts_of_a_request_make_up_one_message() -> None:
+    server = FakeTriton(GROUP, ["a"])
+    texts = np.array([["two", "words"], ["\u00e9", ""]], dtype=object)
+    async with started(server) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        inputs = {"input": np.asfortranarray(np.arange(2 * PIXELS, dtype=np.float32).reshape(2, PIXELS)), "tags": texts}
+        encoded = transport.encode(inputs, {"input": "FP32", "tags": "BYTES"})
+        await transport.infer("a", encoded, ["logits", "missing"], RequestOptions("seven", priority=3), "12")
+        await transport.close()
+    request = server.request
+    assert (request.model_name, request.model_version, request.id) == ("a", "12", "seven")
+    assert [(tensor.name, tensor.datatype, list(tensor.shape)) for tensor in request.inputs] == [
+        ("input", "FP32", [2, PIXELS]),
+        ("tags", "BYTES", [2, 2]),
+    ]
+    assert [tensor.name for tensor in request.outputs] == ["logits", "missing"]
+    numbers, words = request.raw_input_contents
+    np.testing.assert_array_equal(np.frombuffer(numbers, np.float32).reshape(2, PIXELS), inputs["input"])
+    assert [text.decode() for text in deserialize_bytes_tensor(words)] == texts.ravel().tolist()
+    assert request.parameters["priority"].uint64_param == 3
 
 
 @pytest.mark.parametrize("compression", ["gzip", "deflate"])
