@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,7 +43,6 @@ def fit(
     schedule: Schedule,
     seed: int,
     augmentation: AugmentationOptions | None = None,
-    after_step: Callable[[int], None] = lambda steps: None,
 ) -> None:
     """Train those parameters of ``modules`` that want gradients, in place.
 
@@ -55,7 +54,6 @@ def fit(
         schedule: steps, batch size, learning rate, optimiser.
         seed: of the order of the points and of the augmentation.
         augmentation: None takes the points as they are, and asks the originals only once.
-        after_step: told the number of steps taken.
     """
     optimizers = _optimizers(modules, schedule)
     if not optimizers:
@@ -73,7 +71,6 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * schedule.factor(step)
             optimizer.step()
-        after_step(step + 1)
 
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:

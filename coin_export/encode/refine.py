@@ -4,18 +4,19 @@ A barycenter is a far better start than fresh weights, so few steps suffice, and
 mixtures and shifts of them as well. All coded models of a code are fitted together, to what decoding makes of them in
 every erasure pattern. What cannot be known beforehand (which start, which learning rate, when to stop) is decided by
 the same criterion on calibration inputs held out from everything else.
+
+How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
+descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from coin_export.code.linear import LinearCode
@@ -31,7 +32,6 @@ from coin_export.encode.teachers import Teachers, finished_state, working_copy, 
 from coin_export.model.signature import Original
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_CHECKS = 20
 
 
 class RefineOptions(BaseModel):
@@ -43,10 +43,21 @@ class RefineOptions(BaseModel):
         default="refine", description="Short label-free distillation from the best closed form."
     )
     budget: int = Field(
-        default=64_000,
+        default=256_000,
         ge=1,
-        description="Points learnt from, each counted as often as it is shown; more is better, with diminishing "
-        "returns, and the time grows with it.",
+        description="Points learnt from at most, each counted as often as it is shown; far fewer where they suffice.",
+    )
+    first_rung: int = Field(
+        default=8_000,
+        ge=1,
+        description="Points of the first descent. Each one that follows goes on from the best so far and is twice as "
+        "long.",
+    )
+    least_gain: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="A descent that lowers the held-out criterion by less than this share is the last one.",
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
@@ -103,59 +114,57 @@ def refine(
     meter = CostMeter()
     learnt_from, decides = calibration.split(options.held_out, options.seed)
     teachers, criterion = Teachers(originals, Passes()), Criterion(code, options.criterion)
-    held_out = HeldOut(teachers, criterion, decides)
+    held_out = HeldOut(teachers, criterion, decides, options.augmentation, options.seed)
     start = best_closed_form(originals, code, learnt_from, options.starts, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
-    def descend(schedule: Schedule) -> _BestIterate:
-        modules = [train_what_differs(working_copy(originals[0], state), originals) for state in start.states]
-        best = _BestIterate(modules, held_out, start.errors[start.name], schedule.steps)
-        fit(modules, teachers, criterion, inputs, schedule, options.seed, options.augmentation, best)
-        return best
+    def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
+        modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
+        fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
+        return _Descent(schedule.steps, held_out.error(modules), [finished_state(m, originals[0]) for m in modules])
 
-    steps = math.ceil(options.budget / options.batch_size)
-    schedule = Schedule(steps, options.batch_size, options.learning_rates[0], options.optimizer)
-    short = replace(schedule, steps=options.trial_steps)
+    schedule = Schedule(options.trial_steps, options.batch_size, options.learning_rates[0], options.optimizer)
     rates = options.learning_rates if len(options.learning_rates) > 1 else ()
-    trials = {rate: descend(replace(short, learning_rate=rate)).last for rate in rates}
+    trials = {rate: descend(start.states, replace(schedule, learning_rate=rate), options.seed).error for rate in rates}
     if trials:
         schedule = replace(schedule, learning_rate=min(trials, key=lambda rate: trials[rate]))
-    best = descend(schedule)
+    in_all, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
+    best, done = _Descent(0, start.errors[start.name], start.states), []
+    for rung, steps in enumerate(rungs(in_all, first)):
+        before = best.error
+        done.append(descend(best.states, replace(schedule, steps=steps), options.seed + rung))
+        best = min(best, done[-1], key=lambda descent: descent.error)
+        if best.error >= (1 - options.least_gain) * before:
+            break
     notes = {
         "start": start.name,
         "start_errors": dict(start.errors),
         "learning_rate": schedule.learning_rate,
         "trial_errors": {f"{rate:g}": error for rate, error in trials.items()},
-        "steps": steps,
-        "best_step": best.step,
+        "rungs": [{"steps": descent.steps, "held_out_error": descent.error} for descent in done],
         "held_out_error": best.error,
     }
-    return meter.share(best.finished(originals[0]) or start.states, teachers.passes, notes)
+    return meter.share(best.states, teachers.passes, notes)
 
 
-class _BestIterate:
-    """Looks at the coded models every few steps and keeps their weights when they beat all before."""
+@dataclass(frozen=True, eq=False)
+class _Descent:
+    """Where a descent of so many steps ended: its held-out criterion, and the weights of the m coded models.
 
-    def __init__(self, modules: Sequence[torch.nn.Module], held_out: HeldOut, error: float, steps: int) -> None:
-        self._modules = modules
-        self._held_out = held_out
-        self._steps = steps
-        self._every = max(1, steps // _CHECKS)
-        self._states: list[StateDict] = []
-        self.step = 0
-        self.error = error
-        self.last = error
+    Only ends count. Before its learning rate has fallen, a descent is noisier than the few held-out points can tell.
+    """
 
-    def __call__(self, step: int) -> None:
-        if step % self._every and step != self._steps:
-            return
-        self.last = self._held_out.error(self._modules)
-        if self.last < self.error:
-            self.step, self.error = step, self.last
-            self._states = [copy.deepcopy(module.state_dict()) for module in self._modules]
+    steps: int
+    error: float
+    states: Sequence[StateDict]
 
-    def finished(self, original: Original) -> list[StateDict]:
-        """Return the best weights, in the original's dtypes; none if nothing has beaten the start."""
-        for module, state in zip(self._modules, self._states, strict=False):
-            module.load_state_dict(state)
-        return [finished_state(module, original) for module in self._modules] if self._states else []
+
+def rungs(steps: int, first: int) -> list[int]:
+    """Return the lengths of descents, each twice the one before, that take ``steps`` in all.
+
+    There are as many as leave the first one ``first`` steps or more, and at least one.
+    """
+    count = max(1, (steps // first + 1).bit_length() - 1)
+    shortest = steps // (2**count - 1)
+    lengths = [shortest * 2**index for index in range(count)]
+    return [*lengths[:-1], steps - sum(lengths[:-1])]

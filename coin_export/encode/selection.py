@@ -13,6 +13,7 @@ import torch
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
 from coin_export.encode.coin import CoinOptions, coin
@@ -34,6 +35,7 @@ from coin_export.model.signature import Original
 
 ClosedForm: TypeAlias = Literal["average", "coin", "regmean", "regress", "head"]
 _BATCH = 256
+_AUGMENTED = 3
 
 _Encode: TypeAlias = Callable[
     [Sequence[Original], Sequence[float], CalibrationInputs, Path | None],
@@ -51,12 +53,27 @@ _CLOSED_FORMS: Mapping[ClosedForm, _Encode] = {
 
 
 class HeldOut:
-    """Held-out inputs with the originals' answers to them, asked once."""
+    """Held-out inputs with the originals' answers to them, asked once.
 
-    def __init__(self, teachers: Teachers, criterion: Criterion, points: CalibrationInputs) -> None:
+    With augmentation, also what it makes of them: three more of each point, so that few points decide less by chance.
+    """
+
+    def __init__(
+        self,
+        teachers: Teachers,
+        criterion: Criterion,
+        points: CalibrationInputs,
+        augmentation: AugmentationOptions | None = None,
+        seed: int = 0,
+    ) -> None:
         self.teachers = teachers
         self._criterion = criterion
-        self._batches = [(inputs, teachers(inputs)) for inputs in batches_of(working_inputs(points), _BATCH)]
+        inputs: Inputs = working_inputs(points)
+        if augmentation is not None and can_augment(inputs, augmentation):
+            generator = torch.Generator().manual_seed(seed)
+            more = [augment(inputs, augmentation, generator) for _ in range(_AUGMENTED)]
+            inputs = {name: torch.cat([tensor, *(made[name] for made in more)]) for name, tensor in inputs.items()}
+        self._batches = [(batch, teachers(batch)) for batch in batches_of(inputs, _BATCH)]
 
     def error(self, modules: Sequence[torch.nn.Module]) -> float:
         """Return the criterion for the m coded models over all points; infinity when it is not finite."""
