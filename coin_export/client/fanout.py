@@ -107,8 +107,6 @@ class Fanout:
         ended = self.outcome.done() and not self.outcome.cancelled()  # else the caller lost interest
         for row, call in self._calls.items():
             if call.task.done():
-                if call.watch is not None:
-                    call.watch.unheard(now, call.task)
                 continue
             overdue = ended and row not in self._overdue and self._is_overdue(call, now)
             on_late = partial(_learn_late, self._gather, row, call.watch)
@@ -170,10 +168,15 @@ class Fanout:
                 watch, options = None, self.request.options.of_call(signature.members[row], self.request.ends - now)
                 if self._watch is not None:
                     watch, options = self._watch.send(row, server, options, now)
-                work = server.transport.infer(
-                    signature.members[row], self.request.encoded, signature.output_names, options, version
+                task = server.call(
+                    partial(self._ended, row),
+                    server.transport.infer,
+                    signature.members[row],
+                    self.request.encoded,
+                    signature.output_names,
+                    options,
+                    version,
                 )
-                task = server.call(work, partial(self._tell, self._receive, row))
                 self._calls[row] = _Call(server, task, now, watch)
         return actions
 
@@ -208,8 +211,15 @@ class Fanout:
     def _is_overdue(self, call: _Call, now: float) -> bool:
         return now - call.sent >= self._gather.patience_s
 
-    def _receive(self, row: int, task: Task, now: float) -> list[Action]:
-        problem = self._take(row, task, now)
+    def _ended(self, row: int, reply: Reply | None, error: BaseException | None) -> None:
+        watch = self._calls[row].watch
+        if not self.outcome.done():
+            self._tell(self._receive, row, reply, error)
+        elif watch is not None:
+            watch.unheard(self._loop.time(), error)
+
+    def _receive(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> list[Action]:
+        problem = self._take(row, reply, error, now)
         watch = self._calls[row].watch
         if watch is not None:
             watch.answered(now, problem)
@@ -218,14 +228,15 @@ class Fanout:
         self.failures[row] = problem
         return self._gather.failed(row, now)
 
-    def _take(self, row: int, task: Task, now: float) -> str:
+    def _take(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> str:
         """Keep an answer; or say, if there is none that is usable, why not."""
-        if task.cancelled():
+        if isinstance(error, asyncio.CancelledError):
             return "the call was cancelled"
-        error = task.exception()
         if isinstance(error, TransportError):
             return str(error)
-        reply: Reply = task.result()
+        if error is not None:
+            raise error
+        assert reply is not None
         server, signature = self._calls[row].server, self._build.signature
         accepted = next(iter(self.replies.values())).outputs if self.replies else None
         problem = self._build.problem_with(row, server, reply.model_version) or signature.problem_with(
@@ -238,10 +249,12 @@ class Fanout:
         return ""
 
 
-def _learn_late(gather: Gather, row: int, watch: CallWatch | None, task: Task) -> None:
+def _learn_late(
+    gather: Gather, row: int, watch: CallWatch | None, reply: Reply | None, error: BaseException | None
+) -> None:
     """Let the memory learn from the answer of an abandoned call; holds on to nothing else of the request."""
     now = asyncio.get_running_loop().time()
-    if not task.cancelled() and task.exception() is None:
+    if error is None:
         gather.arrived(row, now)
     if watch is not None:
-        watch.ended_late(now, task)
+        watch.ended_late(now, error)

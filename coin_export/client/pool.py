@@ -179,15 +179,13 @@ class ServerPool:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s
         return server.look_up(self._versions, partial(self._looked_up, server))
 
-    def _looked_up(self, server: Server, task: Task) -> None:
-        if task.cancelled():
+    def _looked_up(self, server: Server, report: Report, error: BaseException | None) -> None:
+        if isinstance(error, asyncio.CancelledError):
             return
-        error = task.exception()
         if error is not None:
             self._set_down(server, str(error))
             self._settle()
             return
-        report: Report = task.result()
         server.looked_up(report)
         if self._build is None:  # still connecting
             return

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,9 @@ from coin_export.client.transport import RefusedError, Transport
 
 logger = logging.getLogger("coin_export.client")
 
-Task = asyncio.Task[Any]
+Task = asyncio.Task[None]
+OnEnd = Callable[[Any, BaseException | None], None]
+"""Gets what a call returned, or what it raised: CancelledError if it was cancelled."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ class Server:
         self._doubted = False
         self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
-        self._calls: dict[Task, Callable[[Task], None] | None] = {}
+        self._calls: dict[Task, OnEnd | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
 
@@ -134,11 +136,11 @@ class Server:
             return "it, or its models, may have been replaced a moment ago; it is being looked up again"
         return self.down or f"{len(self._abandoned)} abandoned calls to it are still unanswered"
 
-    def look_up(self, versions: Mapping[str, str], on_done: Callable[[Task], None]) -> Task:
+    def look_up(self, versions: Mapping[str, str], on_end: OnEnd) -> Task:
         """Ask the server what it serves (see `ask`); says nothing about how it answers requests."""
         self._doubted = self.in_doubt  # as the first call makes a lost connection anew
         self._doubts_at_look_up = self._doubts
-        self._look_up = self.call(ask(self.transport, versions), on_done)
+        self._look_up = self.call(on_end, ask, self.transport, versions)
         return self._look_up
 
     def looked_up(self, report: Report) -> None:
@@ -156,19 +158,18 @@ class Server:
         """Have it looked up soon, as it is in doubt."""
         self._on_doubt(self, "")
 
-    def call(self, work: Coroutine[Any, Any, Any], on_done: Callable[[Task], None]) -> Task:
-        """Run a call in its own task; ``on_done`` gets the finished task, unless it was released before."""
-        task = asyncio.get_running_loop().create_task(work)
-        self._calls[task] = on_done
-        task.add_done_callback(self._done)
+    def call(self, on_end: OnEnd, work: Callable[..., Awaitable[Any]], *args: Any) -> Task:
+        """Run ``work(*args)`` in its own task, which tells ``on_end`` how it ended, unless it was released before."""
+        task = asyncio.get_running_loop().create_task(self._run(work, args))
+        self._calls[task] = on_end
         return task
 
-    def release(self, task: Task, on_late: Callable[[Task], None] | None = None, *, overdue: bool = False) -> bool:
+    def release(self, task: Task, on_late: OnEnd | None = None, *, overdue: bool = False) -> bool:
         """Lose interest in a call: it is cancelled where that is safe, and abandoned where it is not.
 
         Args:
             task: the call; nothing happens if it has ended.
-            on_late: gets the finished task of an abandoned call.
+            on_late: is told how an abandoned call ended.
             overdue: the answer should have been there by now.
 
         Returns:
@@ -180,6 +181,7 @@ class Server:
             self.late()
         if self.transport.may_cancel:
             self._calls[task] = None
+            task.add_done_callback(self._forget)  # a task that is cancelled before it began says nothing
             return task.cancel()
         self._calls[task] = on_late
         self._abandoned.add(task)
@@ -197,21 +199,34 @@ class Server:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
 
-    def _done(self, task: Task) -> None:
-        on_done = self._calls.pop(task)
+    async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
+        # Telling from within the task spares a turn of the event loop, which a callback of the task would take.
+        result, problem = None, None
+        try:
+            result = await work(*args)
+        except (Exception, asyncio.CancelledError) as error:
+            problem = error
+        task = asyncio.current_task()
+        assert task is not None
+        self._end(task, result, problem)
+
+    def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
+        on_end = self._calls.pop(task)
         self._abandoned.discard(task)
         if not self._abandoned:
             self._overflow_logged = False
-        # Asking for the exception also keeps asyncio from reporting it as never retrieved.
-        error = None if task.cancelled() else task.exception()
+        cancelled = isinstance(error, asyncio.CancelledError)
         if task is self._look_up:
             self._look_up = None
-        elif not task.cancelled():
+        elif not cancelled:
             self._judge(error)
-        if error is not None and (self.transport.version is None or not self.transport.connected):
+        if error is not None and not cancelled and (self.transport.version is None or not self.transport.connected):
             self.recheck()
-        if on_done is not None:
-            on_done(task)
+        if on_end is not None:
+            on_end(result, error)
+
+    def _forget(self, task: Task) -> None:
+        self._calls.pop(task, None)
 
     def _judge(self, error: BaseException | None) -> None:
         if error is None or isinstance(error, RefusedError):

@@ -16,7 +16,7 @@ from coin_export.client.observer import (
     RequestInfo,
     RequestOutcome,
 )
-from coin_export.client.server import Server, Task
+from coin_export.client.server import Server
 from coin_export.client.transport import RequestOptions
 from coin_export.code.manifest import Group
 
@@ -45,9 +45,9 @@ class CallWatch:
         # Whether it is used shows when the request ends.
         self._note(CallOutcome.FAILED if problem else CallOutcome.WASTED, now, problem)
 
-    def unheard(self, now: float, task: Task) -> None:
+    def unheard(self, now: float, error: BaseException | None) -> None:
         """Take note that a call ended after its request did and before it was released."""
-        self.answered(now, _error_of(task))
+        self.answered(now, _text(error))
 
     def released(self, now: float, *, cancelled: bool) -> None:
         """Take note that nobody waits for the call any more."""
@@ -62,10 +62,10 @@ class CallWatch:
         end = CallEnd(outcome, self._latency_s, self._error)
         self._observers.tell(lambda observer: observer.call_ended(self._info, end))
 
-    def ended_late(self, now: float, task: Task) -> None:
+    def ended_late(self, now: float, error: BaseException | None) -> None:
         """Tell that the call ended after it was abandoned."""
-        error = _error_of(task)
-        self._observers.tell(lambda observer: observer.call_ended_late(self._info, now - self._sent, error))
+        text = _text(error)
+        self._observers.tell(lambda observer: observer.call_ended_late(self._info, now - self._sent, text))
 
     def _note(self, outcome: CallOutcome, now: float, error: str = "") -> None:
         if self._outcome is None:
@@ -155,8 +155,7 @@ class RequestWatch:
         self._observers.tell(lambda observer: observer.request_ended(self._info, end))
 
 
-def _error_of(task: Task) -> str:
-    if task.cancelled():
+def _text(error: BaseException | None) -> str:
+    if isinstance(error, asyncio.CancelledError):
         return "the client was closed"
-    error = task.exception()
     return "" if error is None else str(error) or type(error).__name__

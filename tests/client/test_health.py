@@ -33,12 +33,14 @@ SELDOM = Limits(misses_in_a_row=3, lookup_interval_s=3600, close_s=0.05)
 OFTEN = Limits(misses_in_a_row=3, lookup_interval_s=0.01, close_s=0.05)
 
 
-async def answered() -> None:
-    """A call that is answered."""
+async def ending(error: Exception | None) -> None:
+    """A call that is answered, or fails."""
+    if error is not None:
+        raise error
 
 
-async def failing(error: Exception) -> None:
-    raise error
+def nobody(result: object, error: BaseException | None) -> None:
+    """Whom the end of a call does not matter."""
 
 
 async def finish(task: Task) -> None:
@@ -54,7 +56,7 @@ async def test_the_breaker_opens_after_misses_in_a_row_and_after_a_look_up_one_m
     internal = TransportError("out of memory", address=server.address)
 
     async def call(error: Exception | None) -> None:
-        await finish(server.call(answered() if error is None else failing(error), lambda task: None))
+        await finish(server.call(nobody, ending, error))
 
     for error in (internal, internal, None, internal, internal):
         await call(error)
@@ -76,7 +78,7 @@ async def test_a_call_given_up_late_is_a_miss_and_one_given_up_early_is_not() ->
     server = Server(transport, Limits(misses_in_a_row=2, silence_s=0.0), lambda server, reason: doubts.append(reason))
     server.down = ""
     hold = asyncio.Event()
-    tasks = [server.call(hold.wait(), lambda task: None) for _ in range(4)]
+    tasks = [server.call(nobody, hold.wait) for _ in range(4)]
     for task, overdue in zip(tasks, (False, True, False, True), strict=True):
         assert doubts == []
         server.release(task, overdue=overdue)
@@ -110,7 +112,7 @@ async def test_a_silent_server_costs_a_few_waits_and_then_none_although_the_budg
         servers[0].metadata_hold.clear()
         for _ in range(3):
             with pytest.raises(UndecodableError):
-                await client.infer({"input": BATCH}, deadline=0.1)
+                await client.infer({"input": BATCH}, deadline=0.5)
         looked_up = servers[0].metadata_calls
         for _ in range(20):
             assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
