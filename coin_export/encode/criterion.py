@@ -54,8 +54,12 @@ class Criterion:
         elements = sum(output[0].numel() for output in coded)
         return torch.stack([self._squares(*pair) for pair in pairs]).sum() / elements
 
+    def in_nats(self, originals: Answers) -> bool:
+        """Say whether the criterion of these outputs is a divergence throughout, so that its size has a meaning."""
+        return self.name == "divergence" and all(_is_distribution(output) for output in originals)
+
     def _divergence(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        if coded.ndim < 3 or coded.shape[-1] == 1:
+        if not _is_distribution(originals):
             return self._squares(coded, originals) / coded[0].numel()
         own = originals[self._wanted]
         decoded = own + self._decoded_errors(coded, originals)
@@ -74,6 +78,11 @@ class Criterion:
         wanted = torch.tensordot(self._parities.to(originals.dtype), originals, dims=1)
         decoded: torch.Tensor = torch.tensordot(self._weights.to(coded.dtype), coded - wanted, dims=1)
         return decoded
+
+
+def _is_distribution(outputs: torch.Tensor) -> bool:
+    """Say whether a softmax over the last dimension means something; outputs have shape (models, points, ...)."""
+    return outputs.ndim > 2 and outputs.shape[-1] > 1
 
 
 def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,7 +43,7 @@ class RefineOptions(BaseModel):
         default="refine", description="Short label-free distillation from the best closed form."
     )
     budget: int = Field(
-        default=256_000,
+        default=128_000,
         ge=1,
         description="Points learnt from at most, each counted as often as it is shown; far fewer where they suffice.",
     )
@@ -58,6 +58,13 @@ class RefineOptions(BaseModel):
         ge=0,
         lt=1,
         description="A descent that lowers the held-out criterion by less than this share is the last one.",
+    )
+    good_enough: float = Field(
+        default=0.005,
+        ge=0,
+        allow_inf_nan=False,
+        description="A descent that reaches this held-out divergence, in nats, is the last one; outputs that are no "
+        "logits have no such measure.",
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
@@ -134,7 +141,8 @@ def refine(
         before = best.error
         done.append(descend(best.states, replace(schedule, steps=steps), options.seed + rung))
         best = min(best, done[-1], key=lambda descent: descent.error)
-        if best.error >= (1 - options.least_gain) * before:
+        hardly_pays = best.error >= (1 - options.least_gain) * before
+        if hardly_pays or (held_out.in_nats and best.error <= options.good_enough):
             break
     notes = {
         "start": start.name,

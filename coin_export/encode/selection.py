@@ -74,6 +74,7 @@ class HeldOut:
             more = [augment(inputs, augmentation, generator) for _ in range(_AUGMENTED)]
             inputs = {name: torch.cat([tensor, *(made[name] for made in more)]) for name, tensor in inputs.items()}
         self._batches = [(batch, teachers(batch)) for batch in batches_of(inputs, _BATCH)]
+        self.in_nats = criterion.in_nats(self._batches[0][1])
 
     def error(self, modules: Sequence[torch.nn.Module]) -> float:
         """Return the criterion for the m coded models over all points; infinity when it is not finite."""

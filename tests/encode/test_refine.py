@@ -204,7 +204,7 @@ def test_rungs_double_and_take_all_steps(steps: int, first: int) -> None:
 
 def test_descents_go_on_until_one_hardly_pays() -> None:
     originals, points = deep_linear_originals(), normal_points()
-    values = {"budget": 16 * 70, "first_rung": 16 * 10, "batch_size": 16, "learning_rates": (1e-2,)}
+    values = {"budget": 16 * 70, "first_rung": 16 * 10, "batch_size": 16, "learning_rates": (1e-2,), "good_enough": 0.0}
     patient, hasty = (
         encode(originals, [0.4, 0.6], points, RefineOptions.model_validate({**values, "least_gain": gain}))
         for gain in (0.0, 0.999)
@@ -212,6 +212,14 @@ def test_descents_go_on_until_one_hardly_pays() -> None:
     assert [rung["steps"] for rung in hasty.notes["rungs"]] == [10]
     assert [rung["steps"] for rung in patient.notes["rungs"]] == [10, 20, 40]
     assert patient.notes["held_out_error"] < hasty.notes["held_out_error"]
+
+
+@pytest.mark.parametrize(("criterion", "descents"), [("divergence", 1), ("error", 2)])
+def test_a_divergence_may_be_good_enough(criterion: str, descents: int) -> None:
+    values = {"budget": 16 * 30, "first_rung": 16 * 10, "batch_size": 16, "least_gain": 0.0, "good_enough": 100.0}
+    options = RefineOptions.model_validate({**values, "criterion": criterion, "learning_rates": (1e-2,)})
+    found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options)
+    assert len(found.notes["rungs"]) == descents
 
 
 def test_one_point_is_too_few() -> None:
@@ -226,6 +234,7 @@ def test_one_point_is_too_few() -> None:
         {"first_rung": 0},
         {"least_gain": -0.1},
         {"least_gain": 1.0},
+        {"good_enough": -1.0},
         {"batch_size": 0},
         {"learning_rates": ()},
         {"learning_rates": (-1.0,)},
