@@ -4,8 +4,9 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.10; do \
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DATA ?= ../shared/data
 
-.PHONY: help setup demo test lint types imports unit bench-client bench-tail simulate constraints clean
+.PHONY: help setup demo test lint types imports unit bench-client bench-tail reproduce simulate constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -42,6 +43,10 @@ bench-client: $(READY)  ## measure what the client costs beside bare calls (abou
 bench-tail: $(READY)  ## measure the tail under stragglers (hours, on an idle machine); goes on where it was interrupted
 	$(BIN)/python scripts/bench_tail.py --output docs/results
 	$(BIN)/python scripts/tail_report.py
+
+reproduce: $(READY)  ## reproduce the paper's tables and figures (hours on two cores); goes on where it was interrupted
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,reproduce]'
+	$(BIN)/python scripts/reproduce_paper.py --data-dir $(DATA)
 
 simulate: $(READY)  ## simulate clusters, draw the figures, fill the tables of docs/simulation.md (about twenty minutes)
 	$(BIN)/python scripts/simulate_cluster.py sweep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,42 +19,41 @@ T = TypeVar("T")
 State = dict[str, torch.Tensor]
 
 
-def digest(value: Any) -> str:
-    """Return a short digest of plain data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def kept_json(folder: Path, title: str, key: Any, make: Callable[[], Any]) -> Any:
-    """Return plain data, made only once for a key."""
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """Return plain data, made only once."""
 
     def write(path: Path, value: Any) -> None:
         path.write_text(json.dumps(value, allow_nan=False) + "\n", encoding="utf-8")
 
-    return _kept(path_of(folder, title, key, "json"), lambda path: json.loads(path.read_text("utf-8")), write, make)
+    return _kept(path, lambda path: json.loads(path.read_text("utf-8")), write, make)
 
 
-def kept_state(folder: Path, title: str, key: Any, make: Callable[[], State]) -> State:
-    """Return weights, made only once for a key."""
+def kept_state(path: Path, make: Callable[[], State]) -> State:
+    """Return weights, made only once."""
 
     def write(path: Path, state: State) -> None:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, path)
 
-    return _kept(path_of(folder, title, key, "safetensors"), load_file, write, make)
+    return _kept(path, load_file, write, make)
 
 
-def kept_arrays(folder: Path, key: Any, make: Callable[[], Mapping[str, Array]]) -> dict[str, Array]:
-    """Return arrays, made only once for a key."""
+def kept_arrays(path: Path, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
+    """Return arrays, made only once."""
 
     def read(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
 
-    return dict(_kept(path_of(folder, "arrays", key, "npz"), read, lambda path, value: np.savez(path, **value), make))
+    def write(path: Path, value: dict[str, Array]) -> None:
+        np.savez(path, **value)
+
+    return _kept(path, read, write, make)
 
 
 def path_of(folder: Path, title: str, key: Any, suffix: str) -> Path:
-    """Return where something is kept."""
-    return folder / f"{title}-{digest(key)}.{suffix}"
+    """Return where to keep what ``key``, plain data, determines."""
+    text = json.dumps(key, sort_keys=True)
+    return folder / f"{title}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.{suffix}"
 
 
 def _kept(path: Path, read: Callable[[Path], T], write: Callable[[Path, T], None], make: Callable[[], T]) -> T:

@@ -44,11 +44,11 @@ class Layer(nn.Module):
 
     def forward(self, features: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
         """Return features of shape (points, tokens, width); ``seen`` tells which tokens may be attended to."""
-        split = [
+        query, key, value = (
             projection(features).unflatten(-1, (_HEADS, -1)).transpose(1, 2)
             for projection in (self.query, self.key, self.value)
-        ]
-        attended = functional.scaled_dot_product_attention(*split, attn_mask=seen)
+        )
+        attended = functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
         features = self.attention_norm(features + self.joined(attended.transpose(1, 2).flatten(2)))
         inner = self.narrowed(functional.gelu(self.widened(features)))
         normed: torch.Tensor = self.norm(features + inner)

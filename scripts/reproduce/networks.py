@@ -10,7 +10,6 @@ from torch import nn
 from torch.nn import functional
 
 from coin_export.demo.networks import SmallCnn
-from scripts.reproduce.minilm import pretrained
 
 NetworkKind = Literal["small_cnn", "resnet", "resnet_bn", "minilm"]
 
@@ -58,11 +57,17 @@ def _convolution(channels: int, width: int, size: int, stride: int, batch_norm: 
     return nn.Sequential(convolution, nn.BatchNorm2d(width)) if batch_norm else convolution
 
 
+def _minilm(classes: int) -> nn.Module:
+    from scripts.reproduce.minilm import pretrained  # the extra ``reproduce``
+
+    return pretrained(classes)
+
+
 _MAKERS: Mapping[NetworkKind, Callable[[int, int], nn.Module]] = {
     "small_cnn": lambda width, classes: SmallCnn(classes),
     "resnet": lambda width, classes: ResNet(width, batch_norm=False, classes=classes),
     "resnet_bn": lambda width, classes: ResNet(width, batch_norm=True, classes=classes),
-    "minilm": lambda width, classes: pretrained(classes),
+    "minilm": lambda width, classes: _minilm(classes),
 }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from coin_export.model.state import state_digest
-from scripts.reproduce.cache import State, kept_state
+from scripts.reproduce.cache import State, kept_state, path_of
 from scripts.reproduce.networks import NetworkKind, make_network
 from scripts.reproduce.tasks import CLASSES, Data, Part
 from scripts.reproduce.training import Training, train
@@ -24,17 +24,21 @@ class Recipe:
     Attributes:
         network: the kind.
         width: of the ResNets.
-        tasks: how each task is trained.
+        tasks: how each task is trained, by name.
         pretraining: how the common start is trained, on the first points of CIFAR-10, which nothing else uses. None
             takes the network as it is made: random weights, another draw for each seed, or MiniLM's own.
         heads_start_apart: the originals of one seed are made from other seeds too, so that their heads differ.
     """
 
     network: NetworkKind
-    tasks: Mapping[str, Training]
+    tasks: tuple[tuple[str, Training], ...]
     width: int = 0
     pretraining: Training | None = None
     heads_start_apart: bool = False
+
+    def training(self, task: str) -> Training:
+        """Return how a task is trained."""
+        return dict(self.tasks)[task]
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class Originals:
         first = 0
         if task == PRETRAINING_TASK and self.recipe.pretraining is not None:
             first = self.recipe.pretraining.points
-        return self.data.part(task, "train", self.recipe.network, first, first + self.recipe.tasks[task].points)
+        return self.data.part(task, "train", self.recipe.network, first, first + self.recipe.training(task).points)
 
     def pretrained(self) -> State:
         """Return the weights from which the originals of all seeds are trained."""
@@ -62,13 +66,13 @@ class Originals:
 
     def original(self, task: str, seed: int) -> nn.Module:
         """Return the network trained on a task, in eval mode."""
-        recipe, training, pool = self.recipe, self.recipe.tasks[task], self.pool(task)
+        recipe, training, pool = self.recipe, self.recipe.training(task), self.pool(task)
         own_seed = 100 * seed + sorted(CLASSES).index(task)  # originals of one seed see their points in other orders
         start_seed = own_seed if recipe.heads_start_apart else seed
         network = self._network(CLASSES[task], start_seed)
         if recipe.pretraining is not None:
             network.load_state_dict(self.pretrained())
-        key = {"training": asdict(training), "points": pool.digest(), "seeds": [own_seed, start_seed]}
+        key: dict[str, Any] = {"training": asdict(training), "points": pool.digest(), "seeds": [own_seed, start_seed]}
         key["start"] = None if recipe.pretraining is None else state_digest(network.state_dict())
         network.load_state_dict(self._kept(task, key, lambda: train(network, pool, training, own_seed).state_dict()))
         return network.eval()
@@ -78,6 +82,5 @@ class Originals:
 
     def _kept(self, title: str, key: Mapping[str, Any], make: Callable[[], State]) -> State:
         whole = {"network": self.recipe.network, "width": self.recipe.width, **key}
-        return kept_state(self.data.cache / "originals", f"{self.recipe.network}-{title}", whole, make)
-
-
+        folder = self.data.cache / "originals"
+        return kept_state(path_of(folder, f"{self.recipe.network}-{title}", whole, "safetensors"), make)

@@ -1,8 +1,8 @@
 """Readers of the public data sets, in the formats in which a data folder holds them.
 
-    mnist/, fashion-mnist/   gzip IDX, as published
-    cifar10/                 cifar10_jpeg_packed.npz: all images as JPEG streams, one after the other, and their offsets
-    text/                    TREC.train.all, TREC.test.all, subj.all: one "label sentence" a line, latin-1
+mnist/, fashion-mnist/   gzip IDX, as published
+cifar10/                 cifar10_jpeg_packed.npz: all images as JPEG streams, one after the other, and their offsets
+text/                    TREC.train.all, TREC.test.all, subj.all: one "label sentence" a line, latin-1
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ _SUBJ_SHUFFLE = 0  # the file is sorted by label and has no split; its order is 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Labelled images: uint8 pixels of shape (points, height, width) or (points, height, width, 3), labels (points,)."""
+    """Labelled images: uint8 of shape (points, height, width) or (points, height, width, 3)."""
 
     pixels: Array
     labels: Array
@@ -67,7 +68,7 @@ def read_packed_images(path: Path, part: str) -> Images:
         with np.load(path, allow_pickle=False) as archive:
             streams, offsets = archive[f"jpeg_{part}"].tobytes(), archive[f"offset_{part}"].tolist()
             labels = archive[f"y_{part}"]
-        pixels = [_decoded(streams[start:end]) for start, end in zip(offsets[:-1], offsets[1:], strict=True)]
+        pixels = [_decoded(streams[start:end]) for start, end in pairwise(offsets)]
     except (OSError, KeyError, ValueError) as error:
         raise CalibrationError(f"{path}: not an archive of packed JPEG images: {error}") from error
     return Images(np.stack(pixels), labels)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from scripts.reproduce.methods import DEFAULT
 from scripts.reproduce.originals import Recipe
 from scripts.reproduce.training import Training
 
+FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
+CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
+ALL = (*CLOSED_FORMS, "distill", DEFAULT)
+SWEEP = (50, 100, 200, 500, 1000, 2000, 5000)
 
 
 @dataclass(frozen=True)
@@ -20,46 +26,113 @@ class Setting:
         recipe: how the originals are trained.
         tasks: of the k originals, in the order of the code.
         parities: number of coded models, m.
+        points: calibration inputs of each task.
+        methods: the encoders to run.
+        changed: options of the default encoder that are not the default ones here, since those take too long.
     """
 
     name: str
     recipe: Recipe
-    tasks: Sequence[str]
+    tasks: tuple[str, ...]
     parities: int = 1
-
-    @property
-    def k(self) -> int:
-        """Number of originals."""
-        return len(self.tasks)
+    points: tuple[int, ...] = (500,)
+    methods: tuple[str, ...] = ALL
+    changed: Mapping[str, Any] = field(default_factory=dict)
 
 
-SMALL_CNN = Recipe(
-    "small_cnn",
-    {"mnist": Training(20_000, 3, 3e-3), "fashion-mnist": Training(20_000, 3, 3e-3)},
-)
+@dataclass(frozen=True)
+class Scale:
+    """How much is run.
+
+    Attributes:
+        settings: all of them; the first is that of the sweeps.
+        seeds: how many; each draws fine-tuning, calibration inputs and encoders anew.
+        test_points: of each task, at most.
+        sweep: calibration inputs of each task, for the methods in ``swept``.
+        swept: methods of the sweep over calibration inputs.
+        epochs: of distillation from a fresh start, at the last of the first setting's ``points``.
+        grid: pairs of calibration inputs and epochs that distillation gets to reach a given accuracy.
+        budgets: points learnt from that the default encoder gets for the same.
+    """
+
+    settings: Sequence[Setting]
+    seeds: int
+    test_points: int | None
+    sweep: Sequence[int]
+    swept: Sequence[str]
+    epochs: Sequence[int]
+    grid: Sequence[tuple[int, int]]
+    budgets: Sequence[int]
+
+
+SMALL_CNN = Recipe("small_cnn", (("mnist", Training(20_000, 3, 3e-3)), ("fashion-mnist", Training(20_000, 3, 3e-3))))
 RESNET = Recipe(
     "resnet",
-    {
-        "cifar10": Training(20_000, 2, 1e-3, augment=True),
-        "mnist": Training(10_000, 2, 1e-3),
-        "fashion-mnist": Training(20_000, 2, 1e-3),
-    },
+    (
+        ("cifar10", Training(20_000, 2, 1e-3, augment=True)),
+        ("mnist", Training(10_000, 2, 1e-3)),
+        ("fashion-mnist", Training(20_000, 2, 1e-3)),
+    ),
     width=12,
-    pretraining=Training(PRETRAINING_POINTS, 8, 3e-3, augment=True),
+    pretraining=Training(PRETRAINING_POINTS, 6, 3e-3, augment=True),
 )
-RESNET_BN = replace(RESNET, network="resnet_bn")
 MINILM = Recipe(
     "minilm",
-    {"trec": Training(3_000, 2, 1e-4, batch_size=32), "subj": Training(2_000, 1, 1e-4, batch_size=32)},
+    (
+        ("trec", Training(3_000, 2, 1e-4, batch_size=32)),
+        ("subj", Training(2_000, 1, 1e-4, batch_size=32)),
+    ),
     heads_start_apart=True,
 )
 
-SETTINGS = (
-    Setting("small_cnn mnist+fashion", SMALL_CNN, ("mnist", "fashion-mnist")),
-    Setting("resnet cifar10+mnist", RESNET, ("cifar10", "mnist")),
-    Setting("resnet_bn cifar10+mnist", RESNET_BN, ("cifar10", "mnist")),
-    Setting("resnet cifar10+mnist+fashion", RESNET, ("cifar10", "mnist", "fashion-mnist")),
-    Setting("resnet cifar10+mnist+fashion m=2", RESNET, ("cifar10", "mnist", "fashion-mnist"), parities=2),
-    Setting("minilm trec+subj", MINILM, ("trec", "subj")),
-    Setting("resnet cifar10+fashion", RESNET, ("cifar10", "fashion-mnist")),
+
+def _quick(recipe: Recipe) -> Recipe:
+    """Return the recipe with few points and passes."""
+    tasks = tuple((name, replace(training, points=4_000, epochs=2)) for name, training in recipe.tasks)
+    start = recipe.pretraining and replace(recipe.pretraining, points=8_000, epochs=4)
+    return replace(recipe, tasks=tasks, width=8, pretraining=start)
+
+
+def _settings(small_cnn: Recipe, resnet: Recipe) -> tuple[Setting, ...]:
+    triple = ("cifar10", "mnist", "fashion-mnist")
+    return (
+        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=(100, 500)),
+        Setting("resnet cifar10+mnist", resnet, ("cifar10", "mnist")),
+        Setting("resnet_bn cifar10+mnist", replace(resnet, network="resnet_bn"), ("cifar10", "mnist")),
+        Setting("resnet cifar10+mnist+fashion", resnet, triple),
+        Setting("resnet cifar10+mnist+fashion m=2", resnet, triple, parities=2),
+        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=(100,), methods=("barycenter_cg",)),
+    )
+
+
+FULL = Scale(
+    settings=(
+        *_settings(SMALL_CNN, RESNET),
+        Setting(
+            "minilm trec+subj",
+            MINILM,
+            ("trec", "subj"),
+            points=(100, 500),
+            methods=("average", "coin", "regress", DEFAULT),
+            changed={"budget": 3_000, "trial_steps": 8},
+        ),
+        Setting("resnet cifar10+fashion", RESNET, ("cifar10", "fashion-mnist")),
+    ),
+    seeds=3,
+    test_points=None,
+    sweep=SWEEP,
+    swept=("average", "coin", "regmean", "regress", "distill", DEFAULT),
+    epochs=(1, 2, 5, 10, 20, 40, 80, 160),
+    grid=((500, 80), (500, 160), (1000, 10), (1000, 20), (2000, 5), (2000, 10), (2000, 20), (5000, 2), (5000, 5)),
+    budgets=(1_000, 2_000, 4_000, 8_000, 16_000, 32_000),
+)
+QUICK = Scale(
+    settings=_settings(_quick(SMALL_CNN), _quick(RESNET)),
+    seeds=1,
+    test_points=1_000,
+    sweep=(50, 200, 1000),
+    swept=("average", "coin", "regmean", "regress", "distill"),
+    epochs=(1, 5, 20, 80),
+    grid=((1000, 10), (1000, 20)),
+    budgets=(2_000, 8_000),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from coin_export.code.decode import Array
-from scripts.reproduce.cache import kept_arrays
+from scripts.reproduce.cache import kept_arrays, path_of
 from scripts.reproduce.networks import NetworkKind
 from scripts.reproduce.readers import (
     IDX_SETS,
@@ -75,8 +75,10 @@ class Data:
             images = read_packed_images(path, part)
             return {"pixels": images.pixels, "labels": images.labels}
 
-        source = f"{path.resolve()} {path.stat().st_size if path.exists() else 0} {part}"
-        return Images(**kept_arrays(self.cache / "images", source, decode))
+        size = path.stat().st_size if path.exists() else 0
+        return Images(
+            **kept_arrays(path_of(self.cache / "images", f"cifar10-{part}", [str(path.resolve()), size], "npz"), decode)
+        )
 
 
 def _part(data: Data, task: str, part: str, network: NetworkKind, points: slice) -> Part:

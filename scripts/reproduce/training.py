@@ -46,7 +46,7 @@ def train(network: nn.Module, part: Part, training: Training, seed: int) -> nn.M
     network.train()
     for _ in range(training.epochs):
         order = torch.randperm(len(part), generator=generator)[: batches * training.batch_size]
-        for index in order.split(training.batch_size):
+        for index in torch.split(order, training.batch_size):
             batch = _without_padding({name: tensor[index] for name, tensor in inputs.items()})
             if training.augment:
                 batch = {name: _augmented(tensor, generator) for name, tensor in batch.items()}

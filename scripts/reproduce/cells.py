@@ -1,0 +1,103 @@
+"""The cells of the reproduction: which encoder runs on what; the order in which an interrupted run is worth most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
+from scripts.reproduce.cache import path_of
+from scripts.reproduce.methods import DEFAULT, METHODS, with_options
+from scripts.reproduce.settings import Scale, Setting
+
+Study = Literal["comparison", "cost", "epochs", "points"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One encoder on one setting with one seed.
+
+    Attributes:
+        study: what it is run for.
+        setting: the originals.
+        method: name of the encoder in the records.
+        options: the encoder's, before they are seeded.
+        points: calibration inputs of each task.
+        seed: of originals, calibration inputs and encoder.
+        test_points: of each task, at most.
+    """
+
+    study: Study
+    setting: Setting
+    method: str
+    options: EncoderOptions
+    points: int
+    seed: int
+    test_points: int | None
+
+    @property
+    def default(self) -> bool:
+        """Whether this is what `build` does when nothing is said."""
+        return self.options == DEFAULT_ENCODER
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What determines the records."""
+        setting = self.setting
+        return {
+            "recipe": asdict(setting.recipe),
+            "tasks": setting.tasks,
+            "parities": setting.parities,
+            "options": self.options.model_dump(mode="json"),
+            "points": self.points,
+            "seed": self.seed,
+            "test_points": self.test_points,
+        }
+
+    def path(self, cache: Path) -> Path:
+        """Return where its records are kept."""
+        return path_of(cache / "cells", self.method, self.key, "json")
+
+
+def plan(scale: Scale) -> list[Cell]:
+    """Return all cells: what the targets ask for, seed by seed, then the sweeps; each once."""
+    cells = [cell for seed in range(scale.seeds) for cell in _of_settings(scale, seed)]
+    cells += [cell for seed in range(scale.seeds) for cell in _of_costs(scale, seed)]
+    cells += [cell for seed in range(scale.seeds) for cell in _of_sweeps(scale, seed)]
+    once: dict[str, Cell] = {}
+    for cell in cells:
+        once.setdefault(f"{cell.setting.name} {cell.key}", cell)
+    return list(once.values())
+
+
+def _of_settings(scale: Scale, seed: int) -> Iterator[Cell]:
+    for setting in scale.settings:
+        for points in setting.points:
+            for method in setting.methods:
+                options = METHODS[method]
+                if method == DEFAULT and setting.changed:
+                    options = with_options(options, setting.changed)
+                yield Cell("comparison", setting, method, options, points, seed, scale.test_points)
+
+
+def _of_costs(scale: Scale, seed: int) -> Iterator[Cell]:
+    """Growing budgets, for the cost to reach a given accuracy."""
+    setting = scale.settings[0]
+    for budget in scale.budgets:
+        options = with_options(METHODS[DEFAULT], {"budget": budget})
+        yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
+    for points, epochs in scale.grid:
+        options = with_options(METHODS["distill"], {"epochs": epochs})
+        yield Cell("cost", setting, "distill", options, points, seed, scale.test_points)
+
+
+def _of_sweeps(scale: Scale, seed: int) -> Iterator[Cell]:
+    setting = scale.settings[0]
+    for epochs in scale.epochs:
+        options = with_options(METHODS["distill"], {"epochs": epochs})
+        yield Cell("epochs", setting, "distill", options, setting.points[-1], seed, scale.test_points)
+    for points in scale.sweep:
+        for method in scale.swept:
+            yield Cell("points", setting, method, METHODS[method], points, seed, scale.test_points)

@@ -1,0 +1,90 @@
+"""Training originals and running cells in worker processes of one thread each; what is kept is not done again."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+
+from scripts.reproduce.cache import kept_json
+from scripts.reproduce.cells import Cell
+from scripts.reproduce.measuring import Record, measure
+from scripts.reproduce.originals import Originals, Recipe
+from scripts.reproduce.tasks import Data
+
+Tell = Callable[[str], None]
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def train_all(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> None:
+    """Train every original that the cells need and that is not there yet, the common starts first."""
+    wanted = dict.fromkeys((cell.setting.recipe, task, cell.seed) for cell in cells for task in cell.setting.tasks)
+    recipes = dict.fromkeys(recipe for recipe, _, _ in wanted)
+    if any(task == "cifar10" for _, task, _ in wanted):
+        for part in ("train", "test"):
+            data.images("cifar10", part)  # decoded once, not by each worker
+    with _pool(workers) as pool:
+        starts = [pool.submit(_pretrain, recipe, data) for recipe in recipes if recipe.pretraining is not None]
+        for start in starts:
+            tell(start.result())
+        for original in [pool.submit(_train, *original, data) for original in wanted]:
+            tell(original.result())
+
+
+def run_cells(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> None:
+    """Run every cell that has not been run yet, in order; a cell that is done stays done if the rest is interrupted.
+
+    The originals of a group of cells are trained right before it, so that first results do not wait for all training.
+    """
+    waiting = [cell for cell in cells if not cell.path(data.cache).exists()]
+    tell(f"{len(cells) - len(waiting)} of {len(cells)} cells are done")
+    for _, alike in groupby(waiting, key=lambda cell: (cell.setting.recipe, cell.seed)):
+        group = list(alike)
+        train_all(group, data, workers, tell)
+        with _pool(workers) as pool:
+            for result in [pool.submit(_run, cell, data) for cell in group]:
+                tell(result.result())
+
+
+def done(cells: Iterable[Cell], data: Data) -> list[Record]:
+    """Return the records of the cells that have been run."""
+    kept = [cell for cell in cells if cell.path(data.cache).exists()]
+    return [record for cell in kept for record in _kept(cell, data)]
+
+
+def _kept(cell: Cell, data: Data) -> list[Record]:
+    records: list[Record] = kept_json(cell.path(data.cache), lambda: measure(cell, data))
+    return records
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    for name in _THREADS:  # read when a worker loads its libraries
+        os.environ[name] = "1"
+    return ProcessPoolExecutor(
+        workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    )
+
+
+def _pretrain(recipe: Recipe, data: Data) -> str:
+    return _timed(f"{recipe.network}: common start", Originals(recipe, data).pretrained)
+
+
+def _train(recipe: Recipe, task: str, seed: int, data: Data) -> str:
+    return _timed(f"{recipe.network}: {task}, seed {seed}", lambda: Originals(recipe, data).original(task, seed))
+
+
+def _run(cell: Cell, data: Data) -> str:
+    title = f"{cell.setting.name}: {cell.method}, {cell.points} points, seed {cell.seed}"
+    return _timed(title, lambda: _kept(cell, data))
+
+
+def _timed(title: str, work: Callable[[], Any]) -> str:
+    started = time.process_time()
+    work()
+    return f"{title} ({time.process_time() - started:.0f} s of processor time)"

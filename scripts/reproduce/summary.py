@@ -1,0 +1,121 @@
+"""What the records say: means and standard deviations over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+from scripts.reproduce.measuring import Record
+from scripts.reproduce.methods import DEFAULT, METHODS
+from scripts.reproduce.settings import FIRST
+
+NORMALIZED = "normalized_decoding_accuracy"
+TRAIN = "train_normalized_decoding_accuracy"
+GOAL = 97.0  # in %, of the comparison of costs
+
+
+class Spread(NamedTuple):
+    """Mean and standard deviation over seeds; the deviation of a single one is zero."""
+
+    mean: float
+    deviation: float
+    seeds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Take one value a seed."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+def where(records: Iterable[Record], **wanted: Any) -> list[Record]:
+    """Return the records that have all of these values."""
+    return [record for record in records if all(record[key] == value for key, value in wanted.items())]
+
+
+def over_seeds(records: Sequence[Record], value: Callable[[Record], float]) -> Spread | None:
+    """Average over the records of each seed (models and erasure patterns), then over seeds; None without records."""
+    seeds = sorted({record["seed"] for record in records})
+    return Spread.of([statistics.fmean(map(value, where(records, seed=seed))) for seed in seeds]) if seeds else None
+
+
+def normalized(records: Sequence[Record]) -> Spread | None:
+    """Return the mean normalized decoding accuracy in %."""
+    return over_seeds(records, lambda record: float(record[NORMALIZED]))
+
+
+def columns(records: Sequence[Record]) -> list[tuple[str, int]]:
+    """Return the settings and numbers of points that encoders are compared on, in the order in which they come."""
+    return list(dict.fromkeys((item["setting"], item["points"]) for item in where(records, study="comparison")))
+
+
+def pairs(records: Sequence[Record]) -> list[Record]:
+    """Return the records of two erasures."""
+    return [record for record in records if len(record["erased"]) == 2]
+
+
+def worst_pair(records: Sequence[Record]) -> tuple[str, Spread] | None:
+    """Return the pair of erasures that decodes worst, averaged over seeds."""
+    patterns = dict.fromkeys(tuple(record["erased"]) for record in pairs(records))
+    spreads = {" + ".join(names): normalized(where(records, erased=list(names))) for names in patterns}
+    known = [(title, spread) for title, spread in spreads.items() if spread is not None]
+    return min(known, key=lambda item: item[1].mean) if known else None
+
+
+def distillation(records: Sequence[Record]) -> list[tuple[int, int, list[Record]]]:
+    """Return epochs, points and records of the study over epochs of distillation, by points, then epochs."""
+    points = {record["points"] for record in where(records, study="epochs")}
+    usual = METHODS["distill"].model_dump()["epochs"]
+    runs: dict[tuple[int, int], list[Record]] = {}
+    for record in where(records, setting=FIRST, encoder="distill"):
+        if record["points"] in points and set(record["changed"]) <= {"epochs"}:
+            runs.setdefault((record["points"], record["changed"].get("epochs", usual)), []).append(record)
+    return [(epochs, place, runs[place, epochs]) for place, epochs in sorted(runs)]
+
+
+class Reached(NamedTuple):
+    """What a method needed to reach the goal with one seed.
+
+    Attributes:
+        seconds: least processor time of all its runs that reached it; of the longest run if none did.
+        how: that run's points and changed options.
+        reached: whether one did.
+    """
+
+    seconds: float
+    how: str
+    reached: bool
+
+
+def reached(records: Sequence[Record], encoder: str) -> Reached | None:
+    """Return the cheapest way of an encoder to `GOAL`, over all the points and budgets that it was given.
+
+    Args:
+        records: of one setting and one seed.
+        encoder: its name.
+    """
+    cells: dict[tuple[int, str], list[Record]] = {}
+    for record in where(records, encoder=encoder):
+        cells.setdefault((record["points"], str(record["changed"])), []).append(record)
+    if not cells:
+        return None
+    runs = [(statistics.fmean(record[NORMALIZED] for record in cell), cell[0]) for cell in cells.values()]
+    there = [record for value, record in runs if value >= GOAL]
+    chosen = min(there, key=_seconds) if there else max((record for _, record in runs), key=_seconds)
+    changed = ", ".join(f"{name} {value}" for name, value in chosen["changed"].items()) or "as it is"
+    return Reached(_seconds(chosen), f"{chosen['points']} points, {changed}", bool(there))
+
+
+def _seconds(record: Record) -> float:
+    return float(record["encode_seconds"])
+
+
+def cost_ratios(records: Sequence[Record], setting: str) -> list[tuple[int, Reached, Reached]]:
+    """Return for each seed what the default encoder and distillation from a fresh start needed to reach `GOAL`."""
+    found = []
+    for seed in sorted({record["seed"] for record in where(records, study="cost")}):
+        mine = where(records, setting=setting, seed=seed)
+        default, fresh = reached(mine, DEFAULT), reached(mine, "distill")
+        if default is not None and fresh is not None:
+            found.append((seed, default, fresh))
+    return found

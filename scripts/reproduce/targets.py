@@ -1,0 +1,105 @@
+"""The targets, each met, missed or not measured, by the records alone."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from scripts.reproduce.measuring import Record
+from scripts.reproduce.methods import DEFAULT
+from scripts.reproduce.settings import FIRST
+from scripts.reproduce.summary import Spread, cost_ratios, normalized, where, worst_pair
+
+TRIPLE = "resnet cifar10+mnist+fashion"
+_DEFAULT_TARGETS = (
+    (FIRST, 100, 98.0),
+    (FIRST, 500, 99.3),
+    ("resnet cifar10+mnist", 500, 98.0),
+    ("resnet_bn cifar10+mnist", 500, 97.0),
+    (TRIPLE, 500, 96.0),
+    ("minilm trec+subj", 100, 98.5),
+    ("minilm trec+subj", 500, 99.5),
+)
+_PAIR_TARGET = 92.0
+_COIN_TARGET, _PUBLIC_BAND = 91.0, 87.0
+_COST_TARGET = 0.1
+
+
+@dataclass(frozen=True)
+class Target:
+    """A target, what was reached, and whether that meets it; None if it was not measured."""
+
+    text: str
+    reached: str
+    met: bool | None
+
+
+def targets(records: Sequence[Record]) -> Iterator[Target]:
+    """Judge the means over models and seeds."""
+    compared = where(records, study="comparison")
+    for setting, points, least in _DEFAULT_TARGETS:
+        mine = where(compared, setting=setting, points=points, encoder=DEFAULT)
+        yield _at_least(
+            f"{setting}, P = {points}: default encoder{_budget(mine)} >= {least:g}", normalized(mine), least
+        )
+    yield _worst_pair(where(compared, setting=f"{TRIPLE} m=2", encoder=DEFAULT))
+    yield from _coin(compared)
+    yield _cost(records)
+
+
+def _budget(records: Sequence[Record]) -> str:
+    changed = records[0]["changed"] if records else {}
+    return " with " + ", ".join(f"{name} {value}" for name, value in changed.items()) if changed else ""
+
+
+def _at_least(text: str, spread: Spread | None, least: float) -> Target:
+    if spread is None:
+        return Target(text, "", None)
+    return Target(text, f"{spread.mean:.2f} ({spread.seeds} seeds)", spread.mean >= least)
+
+
+def _worst_pair(records: Sequence[Record]) -> Target:
+    text = f"{TRIPLE}, m = 2: default encoder >= {_PAIR_TARGET:g} for any two erased"
+    found = worst_pair(records)
+    if found is None:
+        return Target(text, "", None)
+    names, spread = found
+    return Target(text, f"{spread.mean:.2f}, worst for {names} ({spread.seeds} seeds)", spread.mean >= _PAIR_TARGET)
+
+
+def _coin(compared: Sequence[Record]) -> Iterator[Target]:
+    for points in (100, 500):
+        mine = where(compared, setting=FIRST, points=points)
+        means = {
+            encoder: spread.mean
+            for encoder in ("coin", "average", "regmean_linear", "regmean")
+            if (spread := normalized(where(mine, encoder=encoder))) is not None
+        }
+        coin, title = means.get("coin"), f"{FIRST}, P = {points}: COIN's closed form"
+        shown = "" if coin is None else f"{coin:.2f}"
+        yield Target(f"{title} >= {_COIN_TARGET:g}", shown, None if coin is None else coin >= _COIN_TARGET)
+        yield Target(
+            f"{title} >= {_PUBLIC_BAND:g}, the public band", shown, None if coin is None else coin >= _PUBLIC_BAND
+        )
+        for other, words in (
+            ("average", "plain averaging"),
+            ("regmean_linear", "RegMean as in the paper (linear layers)"),
+        ):
+            known = coin is not None and other in means
+            yield Target(
+                f"{title} above {words}",
+                f"{shown} against {means[other]:.2f}" if known else "",
+                means["coin"] > means[other] if known else None,
+            )
+
+
+def _cost(records: Sequence[Record]) -> Target:
+    text = f"{FIRST}: processor time to 97, default encoder over fresh distillation <= 1/10"
+    ratios = cost_ratios(records, FIRST)
+    if not ratios:
+        return Target(text, "", None)
+    ratio = statistics.fmean(default.seconds / fresh.seconds for _, default, fresh in ratios)
+    never = [fresh for _, _, fresh in ratios if not fresh.reached]
+    shown = f"{ratio:.2f} ({len(ratios)} seeds)" + ("; distillation did not get there" if never else "")
+    return Target(text, shown, ratio <= _COST_TARGET and all(default.reached for _, default, _ in ratios))

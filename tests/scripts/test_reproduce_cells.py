@@ -1,0 +1,94 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from scripts import reproduce_paper
+from scripts.reproduce import running
+from scripts.reproduce.cells import Cell, plan
+from scripts.reproduce.measuring import measure
+from scripts.reproduce.methods import DEFAULT, METHODS, seeded, with_options
+from scripts.reproduce.originals import Recipe
+from scripts.reproduce.settings import FULL, QUICK, Scale, Setting
+from scripts.reproduce.tasks import Data
+from scripts.reproduce.training import Training
+
+TINY = Training(points=40, epochs=1, learning_rate=1e-3, batch_size=8)
+SMALL = Recipe("small_cnn", (("mnist", TINY), ("fashion-mnist", TINY)))
+SCALE = Scale(
+    settings=(
+        Setting("small_cnn mnist+fashion", SMALL, ("mnist", "fashion-mnist"), points=(8,), methods=("average", "coin")),
+    ),
+    seeds=2,
+    test_points=10,
+    sweep=(4, 8),
+    swept=("average",),
+    epochs=(1,),
+    grid=(),
+    budgets=(),
+)
+
+
+@pytest.mark.parametrize("scale", [FULL, QUICK])
+def test_a_plan_names_each_cell_once(scale: Scale, tmp_path: Path) -> None:
+    cells = plan(scale)
+    assert len({(cell.setting.name, cell.path(tmp_path)) for cell in cells}) == len(cells)
+
+
+def test_every_setting_has_its_first_seed_before_any_has_its_second() -> None:
+    seeds = [cell.seed for cell in plan(FULL) if cell.study == "comparison"]
+    assert seeds == sorted(seeds)
+
+
+def test_the_default_is_what_build_does_and_no_other() -> None:
+    cells = plan(FULL)
+    assert {cell.method for cell in cells if cell.default} == {DEFAULT}
+    changed = with_options(METHODS[DEFAULT], {"seed": 7})
+    assert not replace(cells[0], options=changed).default
+
+
+def test_seeds_reach_every_draw_of_an_encoder() -> None:
+    options = seeded(METHODS["coin_categorical"], 5).model_dump()
+    assert options["fisher"]["seed"] == 5
+    assert seeded(METHODS["distill"], 5).model_dump()["seed"] == 5
+
+
+def test_two_coded_models_are_measured_for_all_pairs_of_erasures(data_folder: Path, tmp_path: Path) -> None:
+    setting = replace(SCALE.settings[0], parities=2)
+    records = measure(Cell("comparison", setting, "average", METHODS["average"], 6, 0, 10), Data(data_folder, tmp_path))
+    pairs = [record["erased"] for record in records if len(record["erased"]) == 2]
+    assert len(records) == 2 + 5 and len(pairs) == 5  # of six pairs, one loses no original
+    assert ["mnist", "coded_1"] in pairs and ["coded_0", "coded_1"] not in pairs
+    lost = next(record for record in records if record["erased"] == ["mnist", "fashion-mnist"])
+    assert set(lost["by_model"]) == {"mnist", "fashion-mnist"}
+    assert (lost["k"], lost["m"], lost["points"], lost["seed"], lost["default"]) == (2, 2, 6, 0, False)
+
+
+def test_an_original_that_arrived_is_never_counted_as_decoded(data_folder: Path, tmp_path: Path) -> None:
+    records = measure(plan(SCALE)[0], Data(data_folder, tmp_path))
+    assert [(record["erased"], list(record["by_model"])) for record in records] == [
+        (["mnist"], ["mnist"]),
+        (["fashion-mnist"], ["fashion-mnist"]),
+    ]
+    assert all(record["encode_seconds"] >= 0 and record["forward_passes"] == 0 for record in records)
+
+
+def test_an_interrupted_run_goes_on(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reproduce_paper, "QUICK", SCALE)
+    monkeypatch.setattr(running, "_pool", ThreadPoolExecutor)
+    folders = ["--data-dir", str(data_folder), "--cache", str(tmp_path / "cache"), "--output", str(tmp_path / "out")]
+    reproduce_paper.main(["--quick", "--encoders", "coin", *folders])
+    partly = json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8"))
+    assert {record["encoder"] for record in partly} == {"coin"}
+    assert "2 of 8 cells measured" in capsys.readouterr().out
+    reproduce_paper.main(["--quick", "--stages", "train", "measure", "report", *folders])
+    assert "8 of 8 cells measured" in capsys.readouterr().out
+    records = json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8"))
+    assert [record for record in records if record["encoder"] == "coin"] == partly
+    for name in ("points", "epochs", "settings"):
+        for suffix in ("png", "svg"):
+            assert (tmp_path / "out" / f"reproduce_{name}.{suffix}").stat().st_size < 300_000

@@ -1,0 +1,99 @@
+from typing import Any
+
+import pytest
+
+from scripts.reproduce.methods import DEFAULT
+from scripts.reproduce.settings import FIRST
+from scripts.reproduce.summary import NORMALIZED, TRAIN, Spread, normalized, reached, worst_pair
+from scripts.reproduce.tables import all_tables
+from scripts.reproduce.targets import TRIPLE, targets
+
+
+def record(encoder: str, value: float, **changed: Any) -> dict[str, Any]:
+    usual = {
+        "study": "comparison",
+        "setting": FIRST,
+        "encoder": encoder,
+        "default": encoder == DEFAULT,
+        "k": 2,
+        "m": 1,
+        "points": 100,
+        "seed": 0,
+        "changed": {},
+        "original_accuracy": {"mnist": 99.0, "fashion-mnist": 90.0},
+        "encode_seconds": 1.0,
+        "forward_passes": 1,
+        "backward_passes": 1,
+        "peak_memory_bytes": None,
+        "notes": {},
+        "erased": ["mnist"],
+        NORMALIZED: value,
+        TRAIN: value,
+        "by_model": {"mnist": value},
+    }
+    return usual | changed
+
+
+def test_models_are_averaged_before_seeds() -> None:
+    records = [
+        record("coin", 90.0),
+        record("coin", 92.0, erased=["fashion-mnist"]),
+        record("coin", 95.0, seed=1),
+        record("coin", 95.0, seed=1, erased=["fashion-mnist"]),
+    ]
+    spread = normalized(records)
+    assert spread is not None
+    assert (spread.mean, spread.seeds) == (93.0, 2)
+    assert spread.deviation == pytest.approx(8**0.5)
+
+
+def test_targets_are_judged_by_the_records() -> None:
+    records = [
+        record(DEFAULT, 98.5),
+        record(DEFAULT, 99.0, points=500),
+        record("coin", 90.0),
+        record("average", 80.0),
+        record("regmean_linear", 90.5),
+    ]
+    met = {target.text: target.met for target in targets(records)}
+    assert met[f"{FIRST}, P = 100: default encoder >= 98"] is True
+    assert met[f"{FIRST}, P = 500: default encoder >= 99.3"] is False
+    assert met["minilm trec+subj, P = 500: default encoder >= 99.5"] is None
+    assert met[f"{FIRST}, P = 100: COIN's closed form >= 91"] is False
+    assert met[f"{FIRST}, P = 100: COIN's closed form above plain averaging"] is True
+    assert met[f"{FIRST}, P = 100: COIN's closed form above RegMean as in the paper (linear layers)"] is False
+
+
+def test_a_target_of_pairs_is_held_by_the_worst() -> None:
+    pairs = {"setting": f"{TRIPLE} m=2", "m": 2, "points": 500}
+    records = [
+        record(DEFAULT, 99.0, erased=["mnist", "cifar10"], **pairs),
+        record(DEFAULT, 91.0, erased=["mnist", "coded_0"], **pairs),
+        record(DEFAULT, 50.0, erased=["mnist"], **pairs),
+    ]
+    assert worst_pair(records) == ("mnist + coded_0", Spread(91.0, 0.0, 1))
+    (judged,) = [target for target in targets(records) if "any two erased" in target.text]
+    assert judged.met is False and "mnist + coded_0" in judged.reached
+
+
+def test_the_cheapest_run_that_reaches_the_goal_counts() -> None:
+    cost = {"study": "cost", "points": 500}
+    records = [
+        record("distill", 96.0, encode_seconds=5.0, changed={"epochs": 10}, **cost),
+        record("distill", 97.5, encode_seconds=20.0, changed={"epochs": 40}, **cost),
+        record("distill", 98.5, encode_seconds=40.0, changed={"epochs": 80}, **cost),
+    ]
+    found = reached(records, "distill")
+    assert found is not None and (found.seconds, found.reached) == (20.0, True)
+    never = reached(records[:1], "distill")
+    assert never is not None and (never.seconds, never.reached) == (5.0, False)
+    records.append(record(DEFAULT, 98.0, encode_seconds=1.0, changed={"budget": 1000}, **cost))
+    (judged,) = [target for target in targets(records) if "processor time" in target.text]
+    assert judged.met is True and judged.reached.startswith("0.05")
+
+
+def test_what_was_not_measured_leaves_an_empty_place() -> None:
+    tables = all_tables([record("coin", 90.0), record("average", 80.0, points=500)], missing=3, planned=5)
+    assert tables["extent"].startswith("2 of 5 cells")
+    assert f"| encoder | {FIRST}, P = 100 | {FIRST}, P = 500 |" in tables["accuracy"]
+    assert "| `coin` | 90.0 |  |" in tables["accuracy"]
