@@ -163,22 +163,19 @@ class Fanout:
                 told = self._gather.failed if send.though_down else self._gather.withheld
                 actions += told(row, now)
             elif not self._gather.ended:
-                self.failures.pop(row, None)  # it was withheld before
-                signature, version = self._build.signature, self._build.versions[row]
-                watch, options = None, self.request.options.of_call(signature.members[row], self.request.ends - now)
-                if self._watch is not None:
-                    watch, options = self._watch.send(row, server, options, now)
-                task = server.call(
-                    partial(self._ended, row),
-                    server.transport.infer,
-                    signature.members[row],
-                    self.request.encoded,
-                    signature.output_names,
-                    options,
-                    version,
-                )
-                self._calls[row] = _Call(server, task, now, watch)
+                self._call(row, server, now)
         return actions
+
+    def _call(self, row: int, server: Server, now: float) -> None:
+        self.failures.pop(row, None)  # it was withheld before
+        request, signature = self.request, self._build.signature
+        model = signature.members[row]
+        watch, options = None, request.options.of_call(model, request.ends - now)
+        if self._watch is not None:
+            watch, options = self._watch.send(row, server, options, now)
+        what = (model, request.encoded, signature.output_names, options, self._build.versions[row])
+        task = server.call(partial(self._ended, row), server.transport.infer, *what)
+        self._calls[row] = _Call(server, task, now, watch)
 
     def _used_rows(self) -> set[int]:
         """Return the rows that the answers are made from; none when there are no answers."""

@@ -10,6 +10,7 @@ from coin_export.client.fanout import Fanout
 from coin_export.client.gather import Cause, Finish
 from coin_export.code.decode import decode
 from coin_export.code.linear import Decoding
+from coin_export.code.manifest import Group
 from coin_export.errors import UndecodableError
 
 _CURE = {
@@ -20,11 +21,11 @@ _CURE = {
 
 def answers(fanout: Fanout, finish: Finish) -> Answers:
     """Return the direct answers as they came, and decode the others."""
-    found = {row: _direct(fanout, row) for row in finish.direct}
-    if finish.decoding is not None:
-        found |= _decoded(fanout, finish.decoding, finish.erased)
-        found = dict(sorted(found.items()))
-    return Answers({answer.model: answer for answer in found.values()})
+    direct = [_direct(fanout, row) for row in finish.direct]
+    if finish.decoding is None:
+        return Answers({answer.model: answer for answer in direct})
+    found = dict(zip(finish.direct, direct, strict=True)) | _decoded(fanout, finish.decoding, finish.erased)
+    return Answers({answer.model: answer for _, answer in sorted(found.items())})
 
 
 def mean(fanout: Fanout, finish: Finish) -> Answers:
@@ -69,14 +70,15 @@ def undecodable(fanout: Fanout, cause: Cause) -> UndecodableError:
 
 
 def _direct(fanout: Fanout, row: int) -> Answer:
+    outputs, version = fanout.replies[row]
     return Answer(
         fanout.group.members[row].name,
-        fanout.replies[row].outputs,
+        outputs,
         Source.DIRECT,
         noise_gain=0.0,
         quality=None,
         latency_s=fanout.latency_s[row],
-        model_version=fanout.replies[row].model_version,
+        model_version=version,
         request_id=fanout.request.options.request_id,
     )
 
@@ -84,14 +86,9 @@ def _direct(fanout: Fanout, row: int) -> Answer:
 def _decoded(fanout: Fanout, decoding: Decoding, lost: Sequence[int]) -> dict[int, Answer]:
     group = fanout.group
     began = time.perf_counter()
-    own = [group.outputs_of(group.members[row]) for row in decoding.originals]
     arrays = {
-        tensor.name: decode(
-            decoding,
-            fanout.outputs(decoding.sources, tensor.name),
-            [tensors[place].shape for tensors in own],
-        )
-        for place, tensor in enumerate(group.outputs)
+        tensor.name: decode(decoding, fanout.outputs(decoding.sources, tensor.name), shapes)
+        for tensor, shapes in zip(group.outputs, _own_shapes(group, decoding.originals), strict=True)
     }
     fanout.decode_s = time.perf_counter() - began
     elapsed_s = fanout.elapsed_s
@@ -111,6 +108,14 @@ def _decoded(fanout: Fanout, decoding: Decoding, lost: Sequence[int]) -> dict[in
             request_id=fanout.request.options.request_id,
         )
     return found
+
+
+def _own_shapes(group: Group, rows: Sequence[int]) -> list[list[tuple[int, ...]] | None]:
+    """Return, for each output, the shapes that these members' have; None where all members' are of one shape."""
+    if not any(member.output_shapes for member in group.members):
+        return [None] * len(group.outputs)
+    own = [group.outputs_of(group.members[row]) for row in rows]
+    return [[tensors[place].shape for tensors in own] for place in range(len(group.outputs))]
 
 
 def _silence(address: str | None, elapsed_s: float) -> str:
