@@ -1,39 +1,61 @@
 """The README's first promise: the demonstration answers every request and leaves nothing behind."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from coin_export.serve.supervisor import ID_PREFIX
+from tests.e2e.conftest import COMMAND
 
-COMMAND = [sys.executable, "-c", "from coin_export.cli import main; main()", "demo"]
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run the demonstration in a process group of its own; fail if it leaves anything behind."""
+    temporary = folder / "temporary"
+    temporary.mkdir()
+    process = subprocess.Popen(
+        [*COMMAND, "demo"],
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+    assert leftovers(process.pid, temporary) == set()
 
 
-def leftovers() -> set[str]:
+def leftovers(pid: int, temporary: Path) -> set[str]:
     """What a run may leave behind: processes of servers and stubs, shared memory, temporary files."""
-    names = {"tritonserver", "triton_python_backend_stub"}
-    processes = {f"process {process.pid}" for process in psutil.process_iter(["name"]) if process.info["name"] in names}
-    shared = {str(path) for path in Path("/dev/shm").glob(f"*{ID_PREFIX}*")}
-    temporary = {str(path) for path in Path(tempfile.gettempdir()).glob("coin_export*")}
-    return processes | shared | temporary
+    mark = f"{ID_PREFIX}{pid}-"
+    processes = {
+        f"process {process.pid}"
+        for process in psutil.process_iter(["cmdline"])
+        if any(mark in word for word in process.info["cmdline"] or ())
+    }
+    shared = {str(path) for path in Path("/dev/shm").glob(f"*{mark}*")}
+    return processes | shared | {str(path) for path in temporary.glob("coin[_-]export*")}
 
 
 @pytest.mark.e2e
 def test_the_demonstration_answers_every_request(tmp_path: Path) -> None:
-    before = leftovers()
-    result = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert leftovers() <= before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "model_repository"]
+    with running(tmp_path) as process:
+        printed, _ = process.communicate(timeout=900)
+        assert process.returncode == 0, printed
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "model_repository", "temporary"]
 
     numbers = json.loads((tmp_path / "artifacts" / "demo.json").read_text())
     assert numbers["models"]["mnist"]["original_accuracy"] >= 95
@@ -70,18 +92,11 @@ def serving(process: psutil.Process) -> bool:
 def test_an_interrupted_demonstration_leaves_nothing_behind(
     tmp_path: Path, moment: Callable[[psutil.Process], bool]
 ) -> None:
-    before = leftovers()
-    process = subprocess.Popen(
-        COMMAND, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    try:
+    with running(tmp_path) as process:
         end = time.monotonic() + 600
         while not moment(psutil.Process(process.pid)):
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.2)
         os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does: the whole foreground group
-        assert process.wait(60) == 130
-    finally:
-        process.kill()
-        process.wait()
-    assert leftovers() <= before
+        process.communicate(timeout=60)
+        assert process.returncode == 130

@@ -12,8 +12,10 @@ from tritonclient.grpc import InferenceServerClient, InferInput
 from coin_export.client import CodedClient
 from coin_export.code.manifest import Group
 from coin_export.datasets.calibration import Array, CalibrationInputs
+from coin_export.encode.refine import RefineOptions
 from coin_export.evaluate.outputs import run_onnx
 from coin_export.pipeline import build_group
+from coin_export.recipe import BuildOptions
 from coin_export.repository.check import verify_repository
 from coin_export.repository.layout import read_repository
 from coin_export.serve.embedded import EmbeddedServer
@@ -21,6 +23,7 @@ from tests.e2e.kinds import KINDS, Kind
 
 pytestmark = pytest.mark.e2e
 ASKED = 4
+FEW_STEPS = BuildOptions(encoder=RefineOptions(budget=1280, trial_steps=5))
 
 
 def tolerance(kind: Kind) -> float:
@@ -49,7 +52,7 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_built_and_exported(name: str, repository: Path) -> None:
-    report = build_group(name, originals(name), KINDS[name].inputs(), repository)
+    report = build_group(name, originals(name), KINDS[name].inputs(), repository, options=FEW_STEPS)
     assert [member.name for member in report.group.members] == [f"{name}_1", f"{name}_2", f"{name}_coded_0"]
     for check in report.onnx_checks.values():
         assert check.max_relative_error < tolerance(KINDS[name])

@@ -4,7 +4,6 @@ import contextlib
 import json
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,21 +14,7 @@ import pytest
 import yaml
 
 from coin_export.serve.supervisor import ID_PREFIX
-from tests.e2e.conftest import UserProject, make_project
-
-COMMAND = [sys.executable, "-c", "from coin_export.cli import main; main()"]
-
-
-def run(project: UserProject, *arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
-    result = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, cwd=project.folder, timeout=300, check=False
-    )
-    assert result.returncode == expect, result.stdout + result.stderr
-    return result
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+from tests.e2e.conftest import COMMAND, UserProject, files, make_project
 
 
 @contextlib.contextmanager
@@ -58,24 +43,24 @@ def serving(project: UserProject, *options: str) -> Iterator[tuple[subprocess.Po
 def test_the_whole_way_with_the_users_own_models(tmp_path: Path) -> None:
     project = make_project(tmp_path, originals=3)
     project.rewrite(code={"parities": 2})
-    planned = run(project, "build", "recipe.yaml", "--dry-run").stdout
+    planned = project.run("build", "recipe.yaml", "--dry-run").stdout
     assert "tasks_coded_1" in planned and "nothing was written" in planned
     assert not project.target.exists()
 
-    report = json.loads(run(project, "build", "recipe.yaml", "--json").stdout)
+    report = json.loads(project.run("build", "recipe.yaml", "--json").stdout)
     assert [member["name"] for member in report["group"]["members"]][3:] == ["tasks_coded_0", "tasks_coded_1"]
     assert all(check["max_abs_error"] < 1e-4 for check in report["onnx"].values())
 
-    findings = json.loads(run(project, "verify", "repository", "--json").stdout)
+    findings = json.loads(project.run("verify", "repository", "--json").stdout)
     assert findings and all(finding["ok"] for finding in findings)
 
-    [shown] = json.loads(run(project, "inspect", "repository", "--json").stdout)
+    [shown] = json.loads(project.run("inspect", "repository", "--json").stdout)
     assert shown["survives_any_erasures"] == 2
     patterns = {tuple(record["erased"]) for record in shown["quality"]}
     assert len(patterns) == 12 and all(record["degraded_accuracy"] is not None for record in shown["quality"])
 
     data = [f"--data={name}={name}_test.npz" for name in project.names]
-    measured = json.loads(run(project, "evaluate", "repository", *data, "--json").stdout)
+    measured = json.loads(project.run("evaluate", "repository", *data, "--json").stdout)
     for now, then in zip(measured["quality"], shown["quality"], strict=True):
         assert now["degraded_accuracy"] == then["degraded_accuracy"]
 
@@ -84,15 +69,15 @@ def test_the_whole_way_with_the_users_own_models(tmp_path: Path) -> None:
     with serving(project, "--per-model") as (process, servers):
         addresses = [server["grpc"] for server in servers]
         assert [server["models"] for server in servers] == [[m["name"]] for m in shown["members"]]
-        [live] = json.loads(run(project, "inspect", *addresses, "--json").stdout)
+        [live] = json.loads(project.run("inspect", *addresses, "--json").stdout)
         assert live == shown
         ask = ["infer", *addresses, "--input", "image=images.npy", "--output", "out.npz", "--deadline", "5", "--json"]
-        answers = json.loads(run(project, *ask).stdout)
+        answers = json.loads(project.run(*ask).stdout)
         assert {answer["source"] for answer in answers} == {"direct"}
         direct = dict(np.load(tmp_path / "out.npz"))
         lost = next(child for child in psutil.Process(process.pid).children(recursive=True) if is_server_of(child, 0))
         lost.kill()
-        answers = {answer["model"]: answer for answer in json.loads(run(project, *ask).stdout)}
+        answers = {answer["model"]: answer for answer in json.loads(project.run(*ask).stdout)}
         assert answers["task_0"]["source"] == "decoded" and answers["task_0"]["noise_gain"] > 0
         assert answers["task_1"]["source"] == answers["task_2"]["source"] == "direct"
         decoded = dict(np.load(tmp_path / "out.npz"))
@@ -112,40 +97,38 @@ def is_server_of(process: psutil.Process, index: int) -> bool:
 
 
 @pytest.mark.e2e
-def test_one_server_for_all_models_stops_cleanly_on_sigterm(project: UserProject) -> None:
-    run(project, "build", "recipe.yaml")
-    with serving(project) as (_, servers):
+def test_one_server_for_all_models_stops_cleanly_on_sigterm(built: UserProject) -> None:
+    with serving(built) as (process, servers):
         assert len(servers) == 1 and len(servers[0]["models"]) == 3
-        assert list(Path("/dev/shm").glob(f"*{ID_PREFIX}*"))
-        assert "task_0" in run(project, "inspect", servers[0]["grpc"]).stdout
-    assert not list(Path("/dev/shm").glob(f"*{ID_PREFIX}*"))
+        shared = f"*{ID_PREFIX}{process.pid}-*"
+        assert list(Path("/dev/shm").glob(shared))
+        assert "task_0" in built.run("inspect", servers[0]["grpc"]).stdout
+    assert not list(Path("/dev/shm").glob(shared))
 
 
-def test_the_same_recipe_gives_the_same_bytes(project: UserProject) -> None:
-    run(project, "build", "recipe.yaml")
-    first = files(project.target)
-    run(project, "build", "recipe.yaml")
-    assert files(project.target) == first
+def test_the_same_recipe_gives_the_same_bytes(built: UserProject) -> None:
+    first = built.files()
+    built.run("build", "recipe.yaml")
+    assert built.files() == first
 
 
-def test_python_builds_what_the_recipe_builds(project: UserProject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_builds_what_the_recipe_builds(built: UserProject, monkeypatch: pytest.MonkeyPatch) -> None:
     from coin_export import build_group
     from coin_export.pipeline import load
     from coin_export.recipe import load_recipe
 
-    monkeypatch.syspath_prepend(str(project.folder))
-    run(project, "build", "recipe.yaml")
-    recipe = load_recipe(project.recipe)
+    monkeypatch.syspath_prepend(str(built.folder))
+    recipe = load_recipe(built.recipe)
     loaded = load(recipe)
     report = build_group(
         "tasks",
         loaded.models,
         dict(loaded.calibration.arrays),
-        project.folder / "other",
+        built.folder / "other",
         options=recipe,
         evaluation=loaded.evaluation,
     )
-    assert files(project.folder / "other") == files(project.target)
+    assert files(built.folder / "other") == built.files()
     assert report.onnx_max_abs_error < 1e-4
 
 
@@ -164,15 +147,14 @@ def test_python_builds_what_the_recipe_builds(project: UserProject, monkeypatch:
     ],
 )
 def test_a_failed_build_leaves_the_old_repository_as_it_was(
-    project: UserProject, changes: dict[str, Any], message: str
+    built: UserProject, changes: dict[str, Any], message: str
 ) -> None:
-    run(project, "build", "recipe.yaml")
-    before = files(project.target)
-    project.rewrite(**changes)
-    result = run(project, "build", "recipe.yaml", expect=2)
+    before = built.files()
+    built.rewrite(**changes)
+    result = built.run("build", "recipe.yaml", expect=2)
     assert message in result.stderr and len(result.stderr.strip().splitlines()) <= 2
-    assert files(project.target) == before
-    assert not [path for path in project.folder.iterdir() if path.name.startswith(".")]
+    assert built.files() == before
+    assert not [path for path in built.folder.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("dry_run", [("--dry-run",), ()])
@@ -180,35 +162,32 @@ def test_a_target_that_cannot_be_written_is_found_before_anything_is_encoded(
     project: UserProject, dry_run: tuple[str, ...]
 ) -> None:
     project.target.touch()
-    result = run(project, "build", "recipe.yaml", *dry_run, expect=2)
+    result = project.run("build", "recipe.yaml", *dry_run, expect=2)
     assert "repository: is a file" in result.stderr and "encoding" not in result.stderr
 
 
 def test_a_broken_model_is_named_by_its_key(project: UserProject) -> None:
     (project.folder / "task_1.safetensors").write_bytes(b"broken")
-    result = run(project, "build", "recipe.yaml", expect=2)
+    result = project.run("build", "recipe.yaml", expect=2)
     assert "models.1 (task_1): " in result.stderr and "task_1.safetensors" in result.stderr
 
 
-def test_inspect_refuses_a_group_that_is_not_there(project: UserProject) -> None:
-    run(project, "build", "recipe.yaml")
-    result = run(project, "inspect", "repository", "--group", "other", expect=2)
+def test_inspect_refuses_a_group_that_is_not_there(built: UserProject) -> None:
+    result = built.run("inspect", "repository", "--group", "other", expect=2)
     assert "holds the groups ['tasks']; none is called 'other'" in result.stderr
 
 
-def test_a_log_folder_that_cannot_be_made_is_one_message(project: UserProject) -> None:
-    run(project, "build", "recipe.yaml")
-    result = run(project, "serve", "repository", "--log-dir", "recipe.yaml", expect=1)
+def test_a_log_folder_that_cannot_be_made_is_one_message(built: UserProject) -> None:
+    result = built.run("serve", "repository", "--log-dir", "recipe.yaml", expect=1)
     assert result.stderr.startswith("error: ") and "recipe.yaml" in result.stderr
 
 
-def test_verify_finds_a_changed_weight_file(project: UserProject) -> None:
-    run(project, "build", "recipe.yaml")
-    path = project.target / "task_1" / "1" / "model.onnx"
+def test_verify_finds_a_changed_weight_file(built: UserProject) -> None:
+    path = built.target / "task_1" / "1" / "model.onnx"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(bytes(content))
-    findings = json.loads(run(project, "verify", "repository", "--json", expect=1).stdout)
+    findings = json.loads(built.run("verify", "repository", "--json", expect=1).stdout)
     assert any(not finding["ok"] and finding["model"] == "task_1" for finding in findings)
 
 
@@ -222,5 +201,5 @@ def test_a_recipe_may_be_kept_anywhere(project: UserProject) -> None:
     for item in content["evaluation"].values():
         item["source"] = f"../{item['source']}"
     moved.write_text(yaml.safe_dump(content))
-    run(project, "build", str(moved))
+    project.run("build", str(moved))
     assert (moved.parent / "repository" / "task_0" / "config.pbtxt").is_file()
