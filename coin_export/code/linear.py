@@ -52,6 +52,21 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class WorstLoss:
+    """A loss of models, and the lost original whose decoding amplifies the coding error most.
+
+    Attributes:
+        lost: the models' numbers.
+        original: its number; None where not all can be decoded.
+        noise_gain: of its decoding.
+    """
+
+    lost: tuple[int, ...]
+    original: int | None
+    noise_gain: float
+
+
+@dataclass(frozen=True)
 class LinearCode:
     """A systematic linear code over the outputs of k originals with m coded models.
 
@@ -178,10 +193,19 @@ class LinearCode:
 
     def worst_noise_gain(self) -> float:
         """Return the largest noise gain of any original over all losses of any m models."""
-        worst = 0.0
+        return self.worst_loss.noise_gain
+
+    @cached_property
+    def worst_loss(self) -> WorstLoss:
+        """The loss of m models that decoding makes good worst; its noise gain is infinite where it cannot."""
+        worst = WorstLoss((), 0, 0.0)
         for lost in combinations(range(self.n), self.m):
             decoding = _solve(self, frozenset(range(self.n)) - set(lost), tuple(range(self.k)))
-            worst = max(worst, math.inf if decoding is None else max(decoding.noise_gain))
+            if decoding is None:
+                return WorstLoss(lost, None, math.inf)
+            gain = max(decoding.noise_gain)
+            if gain > worst.noise_gain:
+                worst = WorstLoss(lost, decoding.noise_gain.index(gain), gain)
         return worst
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 from rich.console import Group as Rows
 from rich.table import Table
+from rich.text import Text
 
 from coin_export.code.manifest import Group, Quality
+from coin_export.code.warning import noise_warning
 
 _SINGULAR = 1e15  # a condition number that only rounding tells from infinity
 
@@ -18,7 +20,7 @@ def group_json(group: Group) -> dict[str, Any]:
     """Return everything known of a group as plain data.
 
     ``worst_noise_gain`` and ``worst_condition``, the condition number of the worst k rows of the generator matrix, are
-    None where some loss of m models cannot be made good.
+    None where some loss of m models cannot be made good. ``warning`` is what `noise_warning` says.
     """
     code = group.code
     gain, condition = code.worst_noise_gain(), code.worst_condition()
@@ -27,6 +29,7 @@ def group_json(group: Group) -> dict[str, Any]:
         "generation": group.generation,
         "worst_noise_gain": gain if math.isfinite(gain) else None,
         "worst_condition": condition if condition < _SINGULAR else None,
+        "warning": noise_warning(code, [member.name for member in group.members]),
         "survives_any_erasures": code.m if code.survives_any(code.m) else _survived(group),
     }
 
@@ -39,7 +42,9 @@ def group_tables(group: Group) -> Rows:
     for member in group.members:
         row = "  ".join(f"{value:.3f}" for value in member.row)
         members.add_row(member.name, member.role, row, _percent(member.accuracy), member.digest[:15])
-    return Rows(members, _worst(group), quality_table(group), _signature(group))
+    warning = noise_warning(group.code, [member.name for member in group.members])
+    warned = () if warning is None else (Text(f"Warning: {warning}.", style="yellow"),)
+    return Rows(members, _worst(group), *warned, quality_table(group), _signature(group))
 
 
 def _worst(group: Group) -> str:

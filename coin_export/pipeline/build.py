@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import torch
 
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Member, Quality
+from coin_export.code.warning import noise_warning
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.encoding import EncodeCost, Encoding
@@ -29,6 +31,8 @@ from coin_export.pipeline.loading import Labelled, combinable, load, plain_atten
 from coin_export.recipe import BuildOptions, Recipe
 from coin_export.repository.config import triton_tensors
 from coin_export.repository.layout import check_target, write_repository
+
+_LOGGER = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
@@ -149,7 +153,10 @@ def _build(
     padded = combinable(originals, calibration)
     whole = padded[0].signature
     code = options.code.code([original.name for original in originals])
-    check_target(target, name, [*models, *coded_names(name, code, models)])
+    members = [*models, *coded_names(name, code, models)]
+    check_target(target, name, members)
+    if warning := noise_warning(code, members):
+        _LOGGER.warning(warning)
     fit, held_out = calibration.split(options.held_out, options.seed)
     with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
         encodings = _encode_all(name, padded, code, fit, options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from coin_export.code.warning import noise_warning
 from coin_export.encode.registry import fitting
 from coin_export.pipeline.build import coded_names
 from coin_export.pipeline.loading import combinable, load, plain_attention, sign_models
@@ -27,6 +28,7 @@ class BuildPlan:
         parameters: number of parameters of each model.
         encoder: its options.
         worst_noise_gain: over all losses of any m models.
+        warning: what `noise_warning` says of the code.
         target: the repository folder.
     """
 
@@ -39,6 +41,7 @@ class BuildPlan:
     parameters: int
     encoder: Mapping[str, object]
     worst_noise_gain: float
+    warning: str | None
     target: str
 
     def text(self) -> str:
@@ -47,11 +50,13 @@ class BuildPlan:
             f"  {name} = " + " + ".join(f"{beta:.3f} {model}" for beta, model in zip(row, self.originals, strict=True))
             for name, row in self.coded.items()
         )
+        warning = f"warning: {self.warning}\n" if self.warning else ""
         return (
             f"group {self.group}: {len(self.originals)} originals of {self.parameters:,} parameters each: "
             f"{', '.join(self.originals)}\n"
             f"coded models, from {self.points[0]} calibration points ({self.points[1]} more are held out):\n{coded}\n"
             f"worst noise gain after the loss of any {len(self.coded)} of the models: {self.worst_noise_gain:.2f}\n"
+            f"{warning}"
             f"encoder: {', '.join(f'{key} = {value}' for key, value in self.encoder.items())}\n"
             f"inputs: {', '.join(self.inputs)}; outputs: {', '.join(self.outputs)}\n"
             f"would write {self.target}; nothing was written"
@@ -82,5 +87,6 @@ def plan(recipe: Recipe) -> BuildPlan:
         parameters=sum(parameter.numel() for parameter in originals[0].module.parameters()),
         encoder=fitting(recipe.encoder, recipe.code.space).model_dump(mode="json"),
         worst_noise_gain=code.worst_noise_gain(),
+        warning=noise_warning(code, [*loaded.models, *names]),
         target=str(recipe.target),
     )

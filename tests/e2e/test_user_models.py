@@ -13,6 +13,8 @@ import psutil
 import pytest
 import yaml
 
+from coin_export.pipeline import build, build_group, load, plan
+from coin_export.recipe import load_recipe
 from coin_export.serve.supervisor import ID_PREFIX
 from tests.e2e.conftest import COMMAND, UserProject, files, make_project
 
@@ -113,10 +115,6 @@ def test_the_same_recipe_gives_the_same_bytes(built: UserProject) -> None:
 
 
 def test_python_builds_what_the_recipe_builds(built: UserProject, monkeypatch: pytest.MonkeyPatch) -> None:
-    from coin_export import build_group
-    from coin_export.pipeline import load
-    from coin_export.recipe import load_recipe
-
     monkeypatch.syspath_prepend(str(built.folder))
     recipe = load_recipe(built.recipe)
     loaded = load(recipe)
@@ -130,6 +128,19 @@ def test_python_builds_what_the_recipe_builds(built: UserProject, monkeypatch: p
     )
     assert files(built.folder / "other") == built.files()
     assert report.onnx_max_abs_error < 1e-4
+
+
+def test_a_code_that_decodes_badly_is_warned_of_before_it_is_built(
+    project: UserProject, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(str(project.folder))
+    project.rewrite(code={"coefficients": [[1, 499]]}, encoder={"name": "average"})
+    recipe = load_recipe(project.recipe)
+    warning = "with 'task_0' lost, decoding 'task_0' multiplies the coding error by 500"
+    assert f"warning: {warning}" in plan(recipe).text()
+    told: list[str] = []
+    build(recipe, progress=lambda message: told.append(caplog.text if message.startswith("encoding") else ""))
+    assert any(warning in text for text in told)
 
 
 @pytest.mark.parametrize(

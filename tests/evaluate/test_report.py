@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,6 +41,17 @@ def test_the_json_is_plain_and_whole() -> None:
     assert content["generation"] == GROUP.generation
     assert [member["name"] for member in content["members"]] == ["a", "b", "digits_coded_0"]
     assert content["quality"][0]["noise_gain"] == 4.0
+
+
+def test_a_high_noise_gain_is_warned_of_in_both() -> None:
+    member = replace(GROUP.members[2], row=(0.002, 0.998))
+    group = replace(GROUP, members=(*GROUP.members[:2], member))
+    console = Console(width=300, record=True, file=io.StringIO())
+    console.print(group_tables(group))
+    warning = "with 'a' lost, decoding 'a' multiplies the coding error by 500"
+    assert f"Warning: {warning}" in console.export_text()
+    assert group_json(group)["warning"].startswith(warning)
+    assert group_json(GROUP)["warning"] is None
 
 
 def test_normalized_accuracy_is_degraded_over_original_where_both_were_measured() -> None:
