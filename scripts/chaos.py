@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Result:
 
     Attributes:
         wire: ``grpc`` or ``http``.
-        seconds: how long servers came and went.
+        seconds: how long servers came and went, at the most.
         requests: how many were made; every one was answered, and rightly.
         decoded: how many of their answers were decoded.
         faults: how many there were, by kind.
@@ -109,11 +110,13 @@ class Chaos:
         cluster: the servers, all up.
         wire: ``grpc`` or ``http``.
         seed: of what happens when, and of the inputs.
+        pace: how many times as fast as usual servers come and go.
     """
 
-    def __init__(self, cluster: Cluster, wire: str = "grpc", seed: int = 0) -> None:
+    def __init__(self, cluster: Cluster, wire: str = "grpc", seed: int = 0, pace: float = 1.0) -> None:
         self._cluster = cluster
         self._wire = wire
+        self._pace = pace
         self._addresses = cluster.http_addresses if wire == "http" else cluster.grpc_addresses
         self._random = np.random.default_rng(seed)
         self._seen = LastAnswers()
@@ -129,8 +132,10 @@ class Chaos:
         self._latencies_s: list[float] = []
         self._decoded = 0
 
-    async def run(self, seconds: float, calm_s: float) -> Result:
+    async def run(self, seconds: float, calm_s: float, enough: int | None = None) -> Result:
         """Make requests for ``calm_s`` in peace, for ``seconds`` in chaos, and for ``calm_s`` in peace again.
+
+        The chaos ends earlier once there were ``enough`` faults.
 
         Raises:
             AssertionError: if an answer is wrong, or servers that are back are not used again.
@@ -138,7 +143,7 @@ class Chaos:
         """
         async with self._client:
             before = await self._under_load(self._peace, calm_s)
-            during = await self._under_load(self._faults_for, seconds)
+            during = await self._under_load(partial(self._faults_for, enough=enough), seconds)
             needed = await self._until_all_are_direct()
             after = await self._under_load(self._peace, calm_s)
         return Result(
@@ -187,14 +192,14 @@ class Chaos:
     async def _peace(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
 
-    async def _faults_for(self, seconds: float) -> None:
+    async def _faults_for(self, seconds: float, enough: int | None) -> None:
         ends = time.monotonic() + seconds
         faults: set[asyncio.Task[None]] = set()
         try:
-            while time.monotonic() < ends:
+            while time.monotonic() < ends and (enough is None or self._faults.total() < enough):
                 if len(self._away) < self._cluster.linear.group.code.m:
                     faults.add(asyncio.create_task(self._fault()))
-                await asyncio.sleep(self._random.uniform(*_BETWEEN_S))
+                await asyncio.sleep(self._random.uniform(*_BETWEEN_S) / self._pace)
                 for task in [task for task in faults if task.done()]:
                     faults.discard(task)
                     task.result()
@@ -207,7 +212,7 @@ class Chaos:
         """Have one server go, and come back."""
         name = str(self._random.choice([name for name in self._cluster.linear.members if name not in self._away]))
         kind = str(self._random.choice(KINDS))
-        away_s = self._random.uniform(*_AWAY_S)
+        away_s = self._random.uniform(*_AWAY_S) / self._pace
         self._away.add(name)
         self._most_away = max(self._most_away, len(self._away))
         self._faults[kind] += 1
