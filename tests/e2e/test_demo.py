@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,22 @@ import pytest
 from coin_export.serve.supervisor import ID_PREFIX
 from tests.e2e.conftest import COMMAND
 
+DEMO = [*COMMAND, "demo"]
+LITTLE_TRAINING = [
+    sys.executable,
+    "-c",
+    "from coin_export.demo import group; group.EPOCHS = 1; from coin_export.cli import main; main()",
+    "demo",
+]
+
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[subprocess.Popen[str]]:
+def running(command: list[str], folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run the demonstration in a process group of its own; fail if it leaves anything behind."""
     temporary = folder / "temporary"
     temporary.mkdir()
     process = subprocess.Popen(
-        [*COMMAND, "demo"],
+        command,
         cwd=folder,
         env={**os.environ, "TMPDIR": str(temporary)},
         stdout=subprocess.PIPE,
@@ -52,7 +61,7 @@ def leftovers(pid: int, temporary: Path) -> set[str]:
 
 @pytest.mark.e2e
 def test_the_demonstration_answers_every_request(tmp_path: Path) -> None:
-    with running(tmp_path) as process:
+    with running(DEMO, tmp_path) as process:
         printed, _ = process.communicate(timeout=900)
         assert process.returncode == 0, printed
     assert sorted(path.name for path in tmp_path.iterdir()) == ["artifacts", "model_repository", "temporary"]
@@ -88,11 +97,11 @@ def serving(process: psutil.Process) -> bool:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("moment", [training, serving])
+@pytest.mark.parametrize(("moment", "command"), [(training, DEMO), (serving, LITTLE_TRAINING)])
 def test_an_interrupted_demonstration_leaves_nothing_behind(
-    tmp_path: Path, moment: Callable[[psutil.Process], bool]
+    tmp_path: Path, command: list[str], moment: Callable[[psutil.Process], bool]
 ) -> None:
-    with running(tmp_path) as process:
+    with running(command, tmp_path) as process:
         end = time.monotonic() + 600
         while not moment(psutil.Process(process.pid)):
             assert process.poll() is None and time.monotonic() < end
