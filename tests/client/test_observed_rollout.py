@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from coin_export.client import CallOutcome, CodedClient, OnlyWhenDown, Policy, RequestOutcome, Source
 from coin_export.client.metrics import MetricsObserver
 from tests.client.fake_triton import eventually, one_each, started
-from tests.client.test_observer import Recorder
+from tests.client.recorder import Recorder
 from tests.client.test_rollout import BATCH, NEW, OFTEN, OLD, reload, turned
 
 

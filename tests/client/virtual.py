@@ -14,6 +14,11 @@ from coin_export.client.policy import Policy
 from coin_export.code.linear import LinearCode
 
 
+def vandermonde(k: int, m: int) -> LinearCode:
+    """Positive rows of which any m survive any m erasures."""
+    return LinearCode.from_rows([[(1 + index) ** power for index in range(k)] for power in range(m)])
+
+
 @dataclass(frozen=True)
 class Fate:
     """What becomes of a member's call, ``after`` seconds from its sending; infinite for never.
