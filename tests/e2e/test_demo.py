@@ -97,7 +97,9 @@ def serving(process: psutil.Process) -> bool:
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("moment", "command"), [(training, DEMO), (serving, LITTLE_TRAINING)])
+@pytest.mark.parametrize(
+    ("moment", "command"), [(training, DEMO), (serving, LITTLE_TRAINING)], ids=["training", "serving"]
+)
 def test_an_interrupted_demonstration_leaves_nothing_behind(
     tmp_path: Path, command: list[str], moment: Callable[[psutil.Process], bool]
 ) -> None:
