@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from coin_export.client import AfterGrace, Answer, CodedClient, OutputTensor, Policy, Response, Source, TransportOptions
 from coin_export.client.answer import Outputs
 from coin_export.errors import RequestError
-from tests.client.fake_triton import CLASSES, PIXELS, aborting, make_group, one_each, started
+from tests.client.fake_triton import CLASSES, PIXELS, aborting, make_group, one_each, started, weights_of
 
 GROUP = make_group()
 BATCH = np.ones((2, PIXELS), np.float32)
@@ -26,6 +27,17 @@ async def test_direct_and_decoded_answers_read_like_tritonclients() -> None:
         assert answers["b"].get_response() == Response("b", "", "r7", (logits,))
         for answer in answers.values():
             assert answer.get_output("logits") == logits and answer.get_output("nothing") is None
+
+
+async def test_a_decoded_answer_has_its_own_models_number_of_classes() -> None:
+    a, b, coded = GROUP.members
+    servers = one_each(replace(GROUP, members=(a, replace(b, output_shapes=((CLASSES - 1,),)), coded)))
+    servers[1].reply = aborting("INTERNAL", "out of memory")
+    async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT) as client:
+        answers = await client.infer({"input": BATCH})
+    whole = BATCH @ weights_of(GROUP, "b")
+    np.testing.assert_allclose(answers["b"].outputs["logits"], whole[:, : CLASSES - 1], rtol=1e-4, atol=1e-5)
+    assert answers["a"].outputs["logits"].shape == (2, CLASSES)
 
 
 def test_a_response_reads_as_over_http_too() -> None:
