@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from itertools import combinations
 
@@ -13,10 +13,12 @@ import numpy.typing as npt
 from coin_export.code.linear import LinearCode, Matrix
 from coin_export.errors import CodeError
 
-_SPREADS = np.geomspace(0.25, 4.0, 25)
-_RANDOM_STARTS = 3
+_SPREADS = np.geomspace(0.25, 8.0, 25)
+_RANDOM_STARTS = 9
 _DESCENT_STEPS = 600
-_DESCENT_MINORS = 400_000  # steps times square sub-matrices that one descent may look at
+_TRIAL_SHARE, _LEAST_TRIAL = 5, 60  # a trial has a fifth of the steps, or so many
+_KEPT = 4  # starts, after trials
+_DESCENT_MINORS = 1_000_000  # steps times square sub-matrices that one descent may look at
 _GAIN_MINORS = 20_000  # above this many, the worst gain is taken over the smaller sub-matrices only
 _SHARPNESS = 8.0, 80.0  # of the smooth maximum, at the first and at the last step
 _LEARNING_RATE = 0.05
@@ -25,11 +27,11 @@ _LEARNING_RATE = 0.05
 def default_code(k: int, m: int, protect: Sequence[float] | None = None) -> LinearCode:
     """Make a code of k originals and m coded models that survives any m erasures with low noise gain.
 
-    For m = 1 the coefficients are proportional to ``protect``. For m > 1 a first design comes from the kernel
-    exp(s u_i v_j) on increasing u and v, which is strictly totally positive (Karlin, Total Positivity, 1968): every
-    square sub-matrix is invertible for every s > 0, also after each row is divided by its sum. From the spread s of
-    least worst noise gain, and from a few random coefficients, a descent lowers the worst gain over all losses.
-    The result is deterministic, and kept for the next call.
+    For m = 1 the coefficients are proportional to ``protect``. For m > 1 first designs come from the kernels
+    exp(s u_i v_j) and exp(-s (u_i - v_j)^2) on increasing u and v, which are strictly totally positive (Karlin, Total
+    Positivity, 1968): every square sub-matrix is invertible for every s > 0, also after each row is divided by its
+    sum. From the spreads s of least worst noise gain, and from random coefficients, short descents lower the worst
+    gain over all losses; the best few go on. The result is deterministic, and kept for the next call.
 
     Args:
         k: number of originals.
@@ -116,13 +118,27 @@ def _designed(m: int, weights: tuple[float, ...]) -> LinearCode:
     if m == 1:
         return LinearCode.from_rows([weights])
     losses = _Losses(m, k)
-    kernels = (np.exp(s * np.outer(np.linspace(-1, 1, m), np.linspace(-1, 1, k))) * protect for s in _SPREADS)
-    best = min((_rows_to_one(kernel) for kernel in kernels), key=lambda rows: worst_gain(rows, weights))
-    random = np.random.default_rng(0)
-    starts = [best, *(_rows_to_one(random.dirichlet(np.ones(k), size=m) + 1e-3) for _ in range(_RANDOM_STARTS))]
     steps = min(_DESCENT_STEPS, _DESCENT_MINORS // losses.number)
-    designs = [best, *(_descend(start, losses, protect, steps) for start in starts)]
-    return LinearCode.from_rows(min(designs, key=lambda rows: worst_gain(rows, weights)).tolist())
+
+    def gain(rows: Matrix) -> float:
+        return worst_gain(rows, weights)
+
+    def descended(starts: Iterable[Matrix], steps: int) -> list[Matrix]:
+        return sorted((_descend(start, losses, protect, steps) for start in starts), key=gain)
+
+    kernels = [min(family, key=gain) for family in _kernels(m, k, protect)]
+    random = np.random.default_rng(0)
+    others = [_rows_to_one(random.dirichlet(np.ones(k), size=m) + 1e-3) for _ in range(_RANDOM_STARTS)]
+    tried = descended([*kernels, *others], max(_LEAST_TRIAL, steps // _TRIAL_SHARE))
+    designs = [*kernels, *tried, *descended(tried[:_KEPT], steps)]
+    return LinearCode.from_rows(min(designs, key=gain).tolist())
+
+
+def _kernels(m: int, k: int, protect: Matrix) -> Iterator[list[Matrix]]:
+    """Yield two families of strictly totally positive matrices, rows divided by their sums."""
+    rows, columns = np.linspace(-1, 1, m)[:, None], np.linspace(-1, 1, k)[None]
+    for exponent in (rows * columns, -((rows - columns) ** 2)):
+        yield [_rows_to_one(np.exp(s * exponent) * protect) for s in _SPREADS]
 
 
 def _rows_to_one(matrix: Matrix) -> Matrix:
