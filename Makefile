@@ -15,6 +15,7 @@ setup: $(READY)  ## make .venv and install everything, once
 
 $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found (the embedded server has none newer); name one: make PYTHON=/path/to/python" >&2; exit 2; }
+	@echo "Setting up $(VENV), once: about 2 GB, a few minutes"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
