@@ -35,12 +35,12 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Observer, Policy, Source, TransportOptions
+from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Observer, Policy
 from coin_export.client.metrics import MetricsObserver
 from coin_export.client.tracing import TracingObserver
 from scripts.bench.machine import describe
 from scripts.bench.pages import replace_between
-from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
+from scripts.bench.scripted import ScriptedServers
 
 K = 2
 CASES = {"direct": Policy(), "decoded": Policy(coded=AtOnce(), decode=AsSoonAsDecodable())}
@@ -75,25 +75,19 @@ OBSERVERS: dict[str, Callable[[], Sequence[Observer]]] = {
 
 @dataclass
 class Subject:
-    """A connected client, the transport of its first original, and what its requests took."""
+    """A connected client, its servers, and what its requests took."""
 
     client: CodedClient
-    first: ScriptedTransport
+    servers: ScriptedServers
     decodes: bool
     seconds: float = 0.0
     repeats_us: list[float] = field(default_factory=list)
 
     async def run(self, requests: int) -> None:
         """Make requests, one after the other."""
-        loop = asyncio.get_running_loop()
         start = time.process_time()
         for _ in range(requests):
-            late = self.first.held = loop.create_future() if self.decodes else None
-            answers = await self.client.infer(INPUTS)
-            if late is not None:
-                late.set_result(None)
-                await asyncio.sleep(0)  # the late answer's cost is part of the request's
-                assert answers["model_0"].source is Source.DECODED
+            await self.servers.ask(self.client, late=self.decodes)
         self.seconds += time.process_time() - start
 
     def end_repeat(self, requests: int) -> None:
@@ -104,17 +98,10 @@ class Subject:
 
 async def connect(stack: AsyncExitStack, case: str, observers: Sequence[Observer]) -> Subject:
     """Make a client and its servers."""
-    group = scripted_group(K)
-    members = {f"server:{row}": member.name for row, member in enumerate(group.members)}
-    made: list[ScriptedTransport] = []
-
-    def transport(address: str, options: TransportOptions) -> ScriptedTransport:
-        made.append(ScriptedTransport(address, group, members[address]))
-        return made[-1]
-
-    client = CodedClient(list(members), policy=CASES[case], make_transport=transport, observers=observers)
+    servers = ScriptedServers(K)
+    client = CodedClient(servers.addresses, policy=CASES[case], make_transport=servers.transport, observers=observers)
     await stack.enter_async_context(client)
-    return Subject(client, made[0], decodes=case == "decoded")
+    return Subject(client, servers, decodes=case == "decoded")
 
 
 async def bench(case: str, repeats: int, blocks: int, requests: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import statistics
 import time
@@ -11,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy, Source, TransportOptions
+from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy
 from coin_export.code.decode import decode
 from coin_export.code.linear import LinearCode
-from scripts.bench.scripted import INPUTS, ScriptedTransport, scripted_group
+from scripts.bench.scripted import ScriptedServers
 
 
 def iqr(values: Sequence[float]) -> list[float]:
@@ -24,33 +23,17 @@ def iqr(values: Sequence[float]) -> list[float]:
 
 async def bench_cost(k: int, case: str, requests: int, repeats: int) -> dict[str, Any]:
     """Time whole requests of ``k`` originals on a transport without a wire."""
-    group = scripted_group(k)
-    transports = {f"server:{row}": member.name for row, member in enumerate(group.members)}
-    made: list[ScriptedTransport] = []
-
-    def transport(address: str, options: TransportOptions) -> ScriptedTransport:
-        made.append(ScriptedTransport(address, group, transports[address]))
-        return made[-1]
-
-    policy = Policy(coded=AtOnce(), decode=AsSoonAsDecodable()) if case == "decoding" else Policy()
-    async with CodedClient(list(transports), policy=policy, make_transport=transport) as client:
-        loop = asyncio.get_running_loop()
-
-        async def one() -> None:
-            late = made[0].held = loop.create_future() if case == "decoding" else None
-            answers = await client.infer(INPUTS)
-            if late is not None:
-                late.set_result(None)
-                await asyncio.sleep(0)  # the late answer's cost is part of the request's
-                assert answers["model_0"].source is Source.DECODED
-
+    servers = ScriptedServers(k)
+    decoding = case == "decoding"
+    policy = Policy(coded=AtOnce(), decode=AsSoonAsDecodable()) if decoding else Policy()
+    async with CodedClient(servers.addresses, policy=policy, make_transport=servers.transport) as client:
         seconds = []
         for repeat in range(repeats + 1):
             gc.collect()
             gc.freeze()
             start = time.thread_time()
             for _ in range(requests):
-                await one()
+                await servers.ask(client, late=decoding)
             if repeat:  # the first warms up
                 seconds.append((time.thread_time() - start) / requests)
     cost = [1e6 * value for value in seconds]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from coin_export.client import CodedClient, Source, TransportOptions
 from coin_export.client.transport import ModelConfig, Reply, RequestOptions, Transport
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import PARAMETER_KEY, Group, Member, Tensor
@@ -81,3 +82,33 @@ class ScriptedTransport(Transport):
 
     async def close(self) -> None:
         """See `Transport`."""
+
+
+class ScriptedServers:
+    """A server for each of ``k`` originals and their coded model.
+
+    Attributes:
+        addresses: of the servers.
+    """
+
+    def __init__(self, k: int) -> None:
+        group = scripted_group(k)
+        self.addresses = [f"server:{row}" for row in range(len(group.members))]
+        self._transports = {
+            address: ScriptedTransport(address, group, member.name)
+            for address, member in zip(self.addresses, group.members, strict=True)
+        }
+        self._first = self._transports[self.addresses[0]]
+
+    def transport(self, address: str, options: TransportOptions) -> ScriptedTransport:
+        """Return the transport of a server, for a client to use."""
+        return self._transports[address]
+
+    async def ask(self, client: CodedClient, *, late: bool) -> None:
+        """Make one request; if ``late``, the first original answers only once its answer has been decoded."""
+        held = self._first.held = asyncio.get_running_loop().create_future() if late else None
+        answers = await client.infer(INPUTS)
+        if held is not None:
+            held.set_result(None)
+            await asyncio.sleep(0)  # the late answer's cost is part of the request's
+            assert answers["model_0"].source is Source.DECODED
