@@ -16,7 +16,8 @@ def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 
 
 def test_help_names_every_command_and_each_explains_itself() -> None:
-    assert all(command in run("--help").stdout for command in COMMANDS)
+    overview = run("--help").stdout
+    assert all(command in overview for command in COMMANDS)
     for command in COMMANDS:
         result = run(command, "--help")
         assert result.returncode == 0 and "Usage" in result.stdout
