@@ -10,7 +10,7 @@ from typing import Any, Literal
 from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
 from scripts.reproduce.cache import path_of
 from scripts.reproduce.methods import DEFAULT, METHODS, with_options
-from scripts.reproduce.settings import Scale, Setting
+from scripts.reproduce.settings import HASTY, Scale, Setting
 
 Study = Literal["comparison", "cost", "epochs", "points"]
 
@@ -86,8 +86,9 @@ def _of_costs(scale: Scale, seed: int) -> Iterator[Cell]:
     """Growing budgets, for the cost to reach a given accuracy."""
     setting = scale.settings[0]
     for budget in scale.budgets:
-        options = with_options(METHODS[DEFAULT], {"budget": budget})
-        yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
+        for changed in ({"budget": budget}, {"budget": budget, **HASTY}):
+            options = with_options(METHODS[DEFAULT], changed)
+            yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
     for points, epochs in scale.grid:
         options = with_options(METHODS["distill"], {"epochs": epochs})
         yield Cell("cost", setting, "distill", options, points, seed, scale.test_points)

@@ -31,7 +31,7 @@ from scripts.reproduce.tasks import Data, Part
 Record = dict[str, Any]
 _OUTPUT = "logits"
 _BATCH = 256
-_NOTES = ("start", "learning_rate", "steps", "best_step", "held_out_error")
+_NOTES = ("start", "learning_rate", "rungs", "held_out_error")
 
 
 @dataclass(frozen=True, eq=False)
