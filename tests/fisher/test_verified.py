@@ -29,6 +29,7 @@ from tests.fisher.networks import (
     Overwritten,
     OwnParameter,
     Plain,
+    SeparateProjections,
     Subclassed,
     Transposed,
     Unused,
@@ -144,6 +145,18 @@ def test_a_model_that_takes_single_points_only_takes_the_general_path(caplog: py
         found, _ = VerifiedPath(original, PROBE)((inputs,), vectors)
     assert_equal(found, GeneralPath(original, PROBE)((inputs,), vectors)[0])
     assert "cannot be run on batches" in caplog.text
+
+
+def test_gradients_that_are_only_rounding_are_no_disagreement(caplog: pytest.LogCaptureFixture) -> None:
+    torch.manual_seed(0)
+    inputs = torch.randn(POINTS, 6, 4)
+    original, vectors = describe(SeparateProjections(), inputs), directions(PROBE, range(POINTS), 4)
+    for layer in original.module.children():
+        assert isinstance(layer, nn.Linear)
+        layer.reset_parameters()  # large weights saturate, and both paths round alike
+    found, _ = VerifiedPath(original, PROBE)((inputs,), vectors)
+    assert caplog.text == ""
+    assert float(found["key.bias"].sum()) < 1e-9 * float(found["key.weight"].sum())
 
 
 class Changing(Plain):
