@@ -38,6 +38,11 @@ class Cell:
     test_points: int | None
 
     @property
+    def title(self) -> str:
+        """A name for people."""
+        return f"{self.setting.name}: {self.method}, {self.points} points, seed {self.seed}"
+
+    @property
     def default(self) -> bool:
         """Whether this is what `build` does when nothing is said."""
         return self.options == DEFAULT_ENCODER

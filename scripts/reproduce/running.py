@@ -41,15 +41,25 @@ def run_cells(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> No
     """Run every cell that has not been run yet, in order; a cell that is done stays done if the rest is interrupted.
 
     The originals of a group of cells are trained right before it, so that first results do not wait for all training.
+
+    Raises:
+        RuntimeError: names the cells that failed, once all others are done.
     """
+    failed: list[str] = []
     waiting = [cell for cell in cells if not cell.path(data.cache).exists()]
     tell(f"{len(cells) - len(waiting)} of {len(cells)} cells are done")
     for _, alike in groupby(waiting, key=lambda cell: (cell.setting.recipe, cell.seed)):
         group = list(alike)
         train_all(group, data, workers, tell)
         with _pool(workers) as pool:
-            for result in [pool.submit(_run, cell, data) for cell in group]:
-                tell(result.result())
+            for cell, result in [(cell, pool.submit(_run, cell, data)) for cell in group]:
+                try:
+                    tell(result.result())
+                except Exception as error:  # whatever an encoder raises; the other cells are worth having
+                    failed.append(f"{cell.title}: {type(error).__name__}: {error}")
+                    tell(failed[-1])
+    if failed:
+        raise RuntimeError("cells that failed:\n" + "\n".join(failed))
 
 
 def done(cells: Iterable[Cell], data: Data) -> list[Record]:
@@ -80,8 +90,7 @@ def _train(recipe: Recipe, task: str, seed: int, data: Data) -> str:
 
 
 def _run(cell: Cell, data: Data) -> str:
-    title = f"{cell.setting.name}: {cell.method}, {cell.points} points, seed {cell.seed}"
-    return _timed(title, lambda: _kept(cell, data))
+    return _timed(cell.title, lambda: _kept(cell, data))
 
 
 def _timed(title: str, work: Callable[[], Any]) -> str:

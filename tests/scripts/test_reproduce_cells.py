@@ -8,7 +8,7 @@ import pytest
 from scripts import reproduce_paper
 from scripts.reproduce import running
 from scripts.reproduce.cells import Cell, plan
-from scripts.reproduce.measuring import measure
+from scripts.reproduce.measuring import _plain, measure
 from scripts.reproduce.methods import DEFAULT, METHODS, seeded, with_options
 from scripts.reproduce.originals import Recipe
 from scripts.reproduce.settings import FULL, QUICK, Scale, Setting
@@ -92,3 +92,24 @@ def test_an_interrupted_run_goes_on(
     for name in ("points", "epochs", "settings"):
         for suffix in ("png", "svg"):
             assert (tmp_path / "out" / f"reproduce_{name}.{suffix}").stat().st_size < 300_000
+
+
+def test_a_cell_that_fails_leaves_the_others_done(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "_pool", ThreadPoolExecutor)
+    good = plan(SCALE)[0]
+    bad = replace(
+        good, points=1, method="distill", options=METHODS["refine"], setting=replace(good.setting, parities=0)
+    )
+    data = Data(data_folder, tmp_path)
+    with pytest.raises(RuntimeError, match="mnist\\+fashion: distill, 1 points, seed 0: CodeError"):
+        running.run_cells([bad, good], data, 1, lambda _: None)
+    assert len(running.done([bad, good], data)) == 2
+
+
+def test_what_is_not_finite_in_a_note_is_left_out() -> None:
+    assert _plain({"rungs": [{"held_out_error": float("inf")}], "start": "coin"}) == {
+        "rungs": [{"held_out_error": None}],
+        "start": "coin",
+    }
