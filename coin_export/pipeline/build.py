@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic_core import to_jsonable_python
 
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Member, Quality
@@ -58,14 +59,13 @@ class BuildReport:
     seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data."""
+        """Return everything as plain data; what diverged in encoding, an infinite error say, is None."""
+        notes = to_jsonable_python(self.notes, inf_nan_mode="null")
         return {
             "repository": str(self.repository),
             "group": group_json(self.group),
             "onnx": {model: asdict(check) for model, check in self.onnx_checks.items()},
-            "encoding": {
-                model: {**asdict(cost), "notes": dict(self.notes[model])} for model, cost in self.costs.items()
-            },
+            "encoding": {model: {**asdict(cost), "notes": notes[model]} for model, cost in self.costs.items()},
             "seconds": dict(self.seconds),
         }
 
