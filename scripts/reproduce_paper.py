@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output.mkdir(parents=True, exist_ok=True)
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
         (output / "reproduce.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
-        about = describe() | {"cells": len(cells), "cells_missing": missing}
+        command = "python scripts/reproduce_paper.py" + (" --quick" if options.quick else "")
+        about = describe() | {"command": command, "cells": len(cells), "cells_missing": missing}
         (output / "reproduce.meta.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         tables = all_tables(records, missing, len(cells))
         for table in tables.values():

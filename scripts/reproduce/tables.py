@@ -117,7 +117,7 @@ def _goal(records: Sequence[Record]) -> str:
             str(seed),
             f"{default.seconds:.1f} s ({default.how})",
             f"{fresh.seconds:.1f} s ({fresh.how})" if fresh.reached else f"not in {fresh.seconds:.1f} s ({fresh.how})",
-            f"{default.seconds / fresh.seconds:.2f}",
+            f"{'' if fresh.reached else '< '}{default.seconds / fresh.seconds:.2f}",
         ]
         for seed, default, fresh in cost_ratios(records, FIRST)
     ]
