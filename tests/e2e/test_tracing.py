@@ -129,7 +129,7 @@ def test_tritons_spans_are_children_of_the_calls(tmp_path: Path, monkeypatch: py
         monkeypatch.setattr(runtime, "command", command)
         with EmbeddedServer(repository) as server:
             ends = time.monotonic() + _PATIENCE_S
-            while True:  # Triton's exporter drops a batch that it cannot send in time, so one request may not do
+            while True:  # Triton 24.10 starts a trace of its own for about one gRPC call in twenty
                 exporter.clear()
                 asyncio.run(ask(server))
                 calls = {hex_of(span) for span in exporter.get_finished_spans() if was_used(span)}
