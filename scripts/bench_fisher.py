@@ -187,9 +187,7 @@ def bench(network: str, points: int, batch_size: int, repeats: int) -> dict[str,
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         memory = {method: pool.apply(peak_memory, ((network, method, points, batch_size),)) for method in seconds}
     over_plain = _ratio(seconds["fisher"], seconds["plain"])
-    others = {
-        method: _ratio(seconds["fisher"], seconds[method]) for method in seconds if method in ("vmap", "backpack")
-    }
+    others = {method: _ratio(seconds["fisher"], seconds[method]) for method in seconds if method in OTHERS}
     return {
         "network": network,
         "parameters": sum(parameter.numel() for parameter in NETWORKS[network][0]().parameters()),

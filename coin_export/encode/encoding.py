@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic_core import to_jsonable_python
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
@@ -47,6 +48,12 @@ class Encoding:
     state_dict: StateDict
     cost: EncodeCost
     notes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def plain_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return notes as JSON has them; what is not finite, as the error of a descent that diverged, becomes None."""
+    plain: dict[str, Any] = to_jsonable_python(notes, inf_nan_mode="null")
+    return plain
 
 
 class RowEncoder(Protocol):

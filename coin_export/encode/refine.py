@@ -128,7 +128,7 @@ def refine(
     def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
         modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
         fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
-        return _Descent(schedule.steps, held_out.error(modules), [finished_state(m, originals[0]) for m in modules])
+        return _Descent(held_out.error(modules), [finished_state(m, originals[0]) for m in modules])
 
     schedule = Schedule(options.trial_steps, options.batch_size, options.learning_rates[0], options.optimizer)
     rates = options.learning_rates if len(options.learning_rates) > 1 else ()
@@ -136,11 +136,13 @@ def refine(
     if trials:
         schedule = replace(schedule, learning_rate=min(trials, key=lambda rate: trials[rate]))
     in_all, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
-    best, done = _Descent(0, start.errors[start.name], start.states), []
+    best = _Descent(start.errors[start.name], start.states)
+    done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
     for rung, steps in enumerate(rungs(in_all, first)):
         before = best.error
-        done.append(descend(best.states, replace(schedule, steps=steps), options.seed + rung))
-        best = min(best, done[-1], key=lambda descent: descent.error)
+        descent = descend(best.states, replace(schedule, steps=steps), options.seed + rung)
+        done.append({"steps": steps, "held_out_error": descent.error})
+        best = min(best, descent, key=lambda either: either.error)
         hardly_pays = best.error >= (1 - options.least_gain) * before
         if hardly_pays or (held_out.in_nats and best.error <= options.good_enough):
             break
@@ -149,7 +151,7 @@ def refine(
         "start_errors": dict(start.errors),
         "learning_rate": schedule.learning_rate,
         "trial_errors": {f"{rate:g}": error for rate, error in trials.items()},
-        "rungs": [{"steps": descent.steps, "held_out_error": descent.error} for descent in done],
+        "rungs": done,
         "held_out_error": best.error,
     }
     return meter.share(best.states, teachers.passes, notes)
@@ -157,12 +159,11 @@ def refine(
 
 @dataclass(frozen=True, eq=False)
 class _Descent:
-    """Where a descent of so many steps ended: its held-out criterion, and the weights of the m coded models.
+    """Where a descent ended: its held-out criterion, and the weights of the m coded models.
 
     Only ends count. Before its learning rate has fallen, a descent is noisier than the few held-out points can tell.
     """
 
-    steps: int
     error: float
     states: Sequence[StateDict]
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic_core import to_jsonable_python
 
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group, Member, Quality
 from coin_export.code.warning import noise_warning
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.encode.architecture import coded_module
-from coin_export.encode.encoding import EncodeCost, Encoding
+from coin_export.encode.encoding import EncodeCost, Encoding, plain_notes
 from coin_export.encode.registry import encode_rows, fitting
 from coin_export.errors import ModelError
 from coin_export.evaluate.report import group_json
@@ -59,13 +58,14 @@ class BuildReport:
     seconds: Mapping[str, float]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain data; what diverged in encoding, an infinite error say, is None."""
-        notes = to_jsonable_python(self.notes, inf_nan_mode="null")
+        """Return everything as plain data."""
         return {
             "repository": str(self.repository),
             "group": group_json(self.group),
             "onnx": {model: asdict(check) for model, check in self.onnx_checks.items()},
-            "encoding": {model: {**asdict(cost), "notes": notes[model]} for model, cost in self.costs.items()},
+            "encoding": {
+                model: {**asdict(cost), "notes": plain_notes(self.notes[model])} for model, cost in self.costs.items()
+            },
             "seconds": dict(self.seconds),
         }
 

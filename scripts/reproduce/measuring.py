@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from coin_export.code.design import default_code
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import coded_module
-from coin_export.encode.encoding import Encoding
+from coin_export.encode.encoding import Encoding, plain_notes
 from coin_export.encode.registry import encode_rows
 from coin_export.evaluate.accuracy import accuracy, decoded_outputs
 from coin_export.model.signature import Original, call, to_tensors
@@ -104,7 +103,7 @@ def measure(cell: Cell, data: Data) -> list[Record]:
         "encode_seconds": round(seconds, 3),
         **_cost(encodings),
         "peak_memory_bytes": grown,
-        "notes": {key: _plain(encodings[0].notes[key]) for key in _NOTES if key in encodings[0].notes},
+        "notes": plain_notes({key: encodings[0].notes[key] for key in _NOTES if key in encodings[0].notes}),
     }
     return [
         {
@@ -165,15 +164,6 @@ def _cost(encodings: Sequence[Encoding]) -> dict[str, int]:
         "forward_passes": sum(encoding.cost.forward_passes for encoding in encodings),
         "backward_passes": sum(encoding.cost.backward_passes for encoding in encodings),
     }
-
-
-def _plain(note: Any) -> Any:
-    """Return a note as JSON has it; what is not finite, as the error of a descent that diverged, becomes None."""
-    if isinstance(note, float):
-        return note if math.isfinite(note) else None
-    if isinstance(note, Mapping):
-        return {key: _plain(value) for key, value in note.items()}
-    return [_plain(value) for value in note] if isinstance(note, list) else note
 
 
 def _mean(values: Mapping[int, float]) -> float:

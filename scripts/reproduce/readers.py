@@ -12,16 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from coin_export.datasets.calibration import Array
 from coin_export.datasets.idx import read_idx
 from coin_export.errors import CalibrationError
 
-Array = npt.NDArray[Any]
 IDX_SETS = ("mnist", "fashion-mnist")
 
 _SUBJ_SHUFFLE = 0  # the file is sorted by label and has no split; its order is drawn once, from this seed

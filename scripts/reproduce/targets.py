@@ -75,12 +75,9 @@ def _worst_pair(records: Sequence[Record]) -> Target:
 def _coin(compared: Sequence[Record]) -> Iterator[Target]:
     for points in (100, 500):
         mine = where(compared, setting=FIRST, points=points)
-        means = {
-            encoder: spread.mean
-            for encoder in ("coin", "average", "regmean_linear", "regmean")
-            if (spread := normalized(where(mine, encoder=encoder))) is not None
-        }
-        coin, title = means.get("coin"), f"{FIRST}, P = {points}: COIN's closed form"
+        own = where(mine, encoder="coin")
+        spread, title = normalized(own), f"{FIRST}, P = {points}: COIN's closed form"
+        coin = None if spread is None else spread.mean
         shown = "" if coin is None else f"{coin:.2f}"
         yield Target(f"{title} >= {_COIN_TARGET:g}", shown, None if coin is None else coin >= _COIN_TARGET)
         yield Target(
@@ -90,12 +87,16 @@ def _coin(compared: Sequence[Record]) -> Iterator[Target]:
             ("average", "plain averaging"),
             ("regmean_linear", "RegMean as in the paper (linear layers)"),
         ):
-            known = coin is not None and other in means
-            yield Target(
-                f"{title} above {words}",
-                f"{shown} against {means[other]:.2f}" if known else "",
-                means["coin"] > means[other] if known else None,
-            )
+            yield _above(f"{title} above {words}", own, where(mine, encoder=other))
+
+
+def _above(text: str, records: Sequence[Record], others: Sequence[Record]) -> Target:
+    """Compare the means over the seeds that both have."""
+    both = {record["seed"] for record in records} & {record["seed"] for record in others}
+    ours, theirs = (normalized([item for item in part if item["seed"] in both]) for part in (records, others))
+    if ours is None or theirs is None:
+        return Target(text, "", None)
+    return Target(text, f"{ours.mean:.2f} against {theirs.mean:.2f} ({_seeds(len(both))})", ours.mean > theirs.mean)
 
 
 def _cost(records: Sequence[Record]) -> Target:

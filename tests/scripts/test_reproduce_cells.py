@@ -8,7 +8,7 @@ import pytest
 from scripts import reproduce_paper
 from scripts.reproduce import running
 from scripts.reproduce.cells import Cell, plan
-from scripts.reproduce.measuring import _plain, measure
+from scripts.reproduce.measuring import measure
 from scripts.reproduce.methods import DEFAULT, METHODS, seeded, with_options
 from scripts.reproduce.originals import Recipe
 from scripts.reproduce.settings import FULL, QUICK, Scale, Setting
@@ -106,10 +106,3 @@ def test_a_cell_that_fails_leaves_the_others_done(
     with pytest.raises(RuntimeError, match="mnist\\+fashion: distill, 1 points, seed 0: CodeError"):
         running.run_cells([bad, good], data, 1, lambda _: None)
     assert len(running.done([bad, good], data)) == 2
-
-
-def test_what_is_not_finite_in_a_note_is_left_out() -> None:
-    assert _plain({"rungs": [{"held_out_error": float("inf")}], "start": "coin"}) == {
-        "rungs": [{"held_out_error": None}],
-        "start": "coin",
-    }
