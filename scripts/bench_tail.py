@@ -24,6 +24,7 @@ from pathlib import Path
 from rich.console import Console
 
 from scripts.bench.machine import describe
+from scripts.bench.steady import steady
 from scripts.tail.cells import Cell, run_cell, summary
 from scripts.tail.policies import CONTENDERS
 from scripts.tail.records import Records, curve
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--policies", choices=CONTENDERS, nargs="+", default=list(CONTENDERS))
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--requests", type=int, default=20_000, help="of each cell")
-    parser.add_argument("--rate", type=float, default=160.0, help="requests a second")
+    parser.add_argument("--rate", type=float, default=100.0, help="requests a second")
     parser.add_argument("--cells", type=int, help="measure at most this many cells, then end")
     parser.add_argument("--models", type=Path, default=Path("artifacts/bench"), help="repositories, built if missing")
     parser.add_argument("--output", type=Path, default=Path("docs/results"), help="folder of the JSON files")
@@ -55,14 +56,17 @@ def main() -> None:
     console = Console()
     records = Records(options.output)
     missing = [cell for cell in cells(options) if not records.have(cell.policy, cell.scenario, cell.repeat)]
-    for cell in missing[: options.cells]:
-        outcome = run_cell(cell, options.models)
-        record = summary(cell, outcome)
-        records.add(record, curve(outcome.trace.latency_s))
-        console.print_json(json.dumps(record), indent=None)
-        (options.output / "tail_latency.meta.json").write_text(
-            json.dumps(describe(), indent=2) + "\n", encoding="utf-8"
-        )
+    with steady() as permitted:
+        if not permitted:
+            console.print("no permission for real-time priority (CAP_SYS_NICE): latencies will vary more")
+        for cell in missing[: options.cells]:
+            outcome = run_cell(cell, options.models)
+            record = summary(cell, outcome)
+            records.add(record, curve(outcome.trace.latency_s))
+            console.print_json(json.dumps(record), indent=None)
+            (options.output / "tail_latency.meta.json").write_text(
+                json.dumps(describe() | {"processors_kept_awake": permitted}, indent=2) + "\n", encoding="utf-8"
+            )
     console.print(f"{len(missing[: options.cells])} of {len(missing)} missing cells measured")
 
 

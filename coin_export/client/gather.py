@@ -15,7 +15,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from coin_export.client.memory import Memory
-from coin_export.client.policy import Begun, Policy
+from coin_export.client.policy import Begun, Decodable, Policy
 from coin_export.code.helping import helpers
 from coin_export.code.linear import Decoding, LinearCode, Wanted
 
@@ -190,7 +190,9 @@ class Gather:
         # Each of what is missing takes a coded answer: a count rules out most arrivals without any algebra.
         may_decode = self._decode_at is None and self._coded >= min(len(self._missing), len(self._goal))
         if may_decode and self._code.decodable(self._arrived, self._goal):
-            self._decode_at = self._policy.decode.decode_at(self._helped_at, now)
+            self._decode_at = self._policy.decode.decode_at(
+                Decodable(self.started, self._helped_at, now), self._memory.latencies
+            )
         if self._decode_at is not None:
             nothing_to_wait_for = self._missing.isdisjoint(self._late_at)
             if nothing_to_wait_for or now >= min(self._decode_at, self._deadline):

@@ -32,6 +32,20 @@ class Begun(NamedTuple):
     wanted: int
 
 
+class Decodable(NamedTuple):
+    """What has arrived is enough to decode what is missing.
+
+    Attributes:
+        started: when the request began.
+        helped: when the members that only help decoding were asked.
+        at: when enough had arrived.
+    """
+
+    started: float
+    helped: float
+    at: float
+
+
 class CodedTiming(Protocol):
     """When calls count as late, so that members that only help decoding are asked."""
 
@@ -46,8 +60,8 @@ class CodedTiming(Protocol):
 class DecodeTiming(Protocol):
     """When missing answers are decoded; never later than the request's deadline."""
 
-    def decode_at(self, helped: float, decodable: float) -> float:
-        """Return the time to decode, given when the helping members were asked and when enough had arrived."""
+    def decode_at(self, decodable: Decodable, recent: Latencies) -> float:
+        """Return the time to decode, given how long originals took lately; may be infinite."""
         ...
 
 
@@ -100,7 +114,7 @@ class AfterQuantile:
     """
 
     q: float = 0.95
-    factor: float = 1.5
+    factor: float = 1.25
     window: int = 1024
     start_s: float = 0.05
 
@@ -108,16 +122,19 @@ class AfterQuantile:
         if not 0 < self.q < 1:
             raise UserError(f"AfterQuantile.q is {self.q}; give a number between 0 and 1, such as 0.95")
         if not 0 < self.factor < math.inf:
-            raise UserError(f"AfterQuantile.factor is {self.factor}; give a positive number, such as 1.5")
+            raise UserError(f"AfterQuantile.factor is {self.factor}; give a positive number, such as 1.25")
         if not 1 <= self.window <= CAPACITY:
             raise UserError(f"AfterQuantile.window is {self.window}; give a number of calls from 1 to {CAPACITY}")
         _check("AfterQuantile.start_s", self.start_s)
 
     def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
+        return min(request.started + self.after_s(recent), (request.started + request.deadline) / 2)
+
+    def after_s(self, recent: Latencies) -> float:
+        """Return how many seconds a call may take before it counts as late."""
         usual = recent.quantile(self.q, self.window)
-        at = request.started + (self.start_s if usual is None else self.factor * usual)
-        return min(at, (request.started + request.deadline) / 2)
+        return self.start_s if usual is None else self.factor * usual
 
 
 @dataclass(frozen=True)
@@ -133,40 +150,44 @@ class OnlyWhenDown:
 class AsSoonAsDecodable:
     """Decode at once when enough has arrived, even if a direct answer is about to come."""
 
-    def decode_at(self, helped: float, decodable: float) -> float:
+    def decode_at(self, decodable: Decodable, recent: Latencies) -> float:
         """See `DecodeTiming`."""
-        return decodable
+        return decodable.at
 
 
 @dataclass(frozen=True)
 class AfterGrace:
-    """Wait a little for the direct answers once decoding is possible.
+    """Wait a little for the direct answers once decoding is possible, unless they are late already.
 
-    The grace is ``share`` of the time from asking the helping members to being decodable, and at least
-    ``at_least_s``: servers in good health answer within about twice the time of the fastest of them, so a healthy
-    group returns direct answers, and a straggler costs about one ordinary latency more.
+    The grace is ``share`` of the time from asking the helping members to being decodable, as servers in good health
+    answer within about twice the time of the fastest of them; but it ends when a direct answer counts as late by
+    ``late``. So a healthy group returns direct answers, and help that was asked for because an answer was late is
+    taken as soon as it comes. ``at_least_s`` seconds are waited whatever the rest says.
 
     Raises:
-        UserError: if an attribute is negative or not finite.
+        UserError: if a number is negative or not finite.
     """
 
-    at_least_s: float = 0.002
+    at_least_s: float = 0.0
     share: float = 1.0
+    late: AfterQuantile = field(default_factory=AfterQuantile)
 
     def __post_init__(self) -> None:
         _check("AfterGrace.at_least_s", self.at_least_s)
         _check("AfterGrace.share", self.share)
 
-    def decode_at(self, helped: float, decodable: float) -> float:
+    def decode_at(self, decodable: Decodable, recent: Latencies) -> float:
         """See `DecodeTiming`."""
-        return decodable + max(self.at_least_s, self.share * (decodable - helped))
+        in_proportion = self.share * (decodable.at - decodable.helped)
+        until_late = decodable.started + self.late.after_s(recent) - decodable.at
+        return decodable.at + max(self.at_least_s, min(in_proportion, until_late))
 
 
 @dataclass(frozen=True)
 class AtDeadline:
     """Decode only when the deadline has come or the missing originals have failed: the most direct answers."""
 
-    def decode_at(self, helped: float, decodable: float) -> float:
+    def decode_at(self, decodable: Decodable, recent: Latencies) -> float:
         """See `DecodeTiming`."""
         return math.inf
 
@@ -175,8 +196,8 @@ class AtDeadline:
 class Policy:
     """How one request is run.
 
-    The default asks for help when an answer is half as late again as nineteen in twenty, within a budget of a tenth
-    more requests, and decodes after a short grace: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
+    The default asks for help when an answer takes a quarter longer than nineteen in twenty do, within a budget of a
+    tenth more requests, and takes that help as soon as it comes: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
     gives the shortest tail, for m/k more requests.
 
     Attributes:

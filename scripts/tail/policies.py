@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from coin_export.client import AfterGrace, AsSoonAsDecodable, AtOnce, Policy
+from coin_export.client import AsSoonAsDecodable, AtOnce, Policy
 
 Extra = Literal["none", "coded", "one_replica", "all_replicas"]
 
@@ -29,7 +29,6 @@ CONTENDERS: Mapping[str, Contender] = {
     "none": Contender("none", None),
     "replicas_equal": Contender("one_replica", Policy(coded=AtOnce(), decode=AsSoonAsDecodable())),
     "replicas_full_hedged": Contender("all_replicas", Policy(decode=AsSoonAsDecodable())),
-    # All servers were asked at the same time, so half as long again as the first two took is grace enough.
-    "coded_at_once": Contender("coded", Policy(coded=AtOnce(), decode=AfterGrace(at_least_s=0.001, share=0.5))),
+    "coded_at_once": Contender("coded", Policy(coded=AtOnce())),
     "coded_after_p95": Contender("coded", Policy()),
 }

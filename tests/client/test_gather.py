@@ -214,8 +214,12 @@ def test_the_last_resort_is_not_bounded_by_the_budget() -> None:
 
 
 def test_the_grace_counts_from_when_help_was_asked_for() -> None:
-    policy = Policy(AfterDelay(0.100), AfterGrace(at_least_s=0.002, share=1.0))
-    assert ended(run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.110)
+    policy = Policy(AfterDelay(0.030), AfterGrace(share=1.0))
+    assert ended(run(PAIR, (0, 1), policy, [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.040)
+
+
+def test_help_that_was_asked_for_because_an_answer_is_late_is_taken_as_it_comes() -> None:
+    assert ended(run(PAIR, (0, 1), Policy(), [Fate(0.010), NEVER, Fate(0.005)])) == pytest.approx(0.055)
 
 
 def test_without_help_against_slowness_only_a_failure_is_made_good() -> None:

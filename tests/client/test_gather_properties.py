@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from coin_export.client.budget import Budget
 from coin_export.client.gather import Cause, Finish
+from coin_export.client.latency import Latencies
 from coin_export.client.policy import (
     AfterDelay,
     AfterGrace,
@@ -17,6 +18,7 @@ from coin_export.client.policy import (
     AsSoonAsDecodable,
     AtDeadline,
     AtOnce,
+    Decodable,
     OnlyWhenDown,
     Policy,
 )
@@ -125,7 +127,7 @@ def check_time(
         if code.decodable([row for row in order if found.arrived_at[row] <= found.arrived_at[order[count - 1]]], wanted)
     )
     helped = max(found.sent_at.values())
-    due = min(policy.decode.decode_at(helped, decodable), deadline)
+    due = min(policy.decode.decode_at(Decodable(0.0, helped, decodable), Latencies()), deadline)
     not_asked = {row: at for row, at in found.withheld_at.items() if row not in found.sent_at}
     settled = max((found.arrived_at | found.failed_at | not_asked).get(row, math.inf) for row in wanted)
     assert found.ended_at == min(due, max(decodable, settled))

@@ -106,7 +106,7 @@ def test_the_default_helps_stragglers_and_hardly_anybody_else(straggling: float)
     times[slow, random.integers(0, 3, size=6000)[slow]] += 0.100
     runs = serve(policy, Memory(policy), [[Fate(time) for time in row] for row in times])[500:]
     extra = np.mean([2 in found.sent_at for found in runs]) / 2
-    assert extra < 0.01 + straggling / 3
+    assert extra < 0.02 + straggling / 3  # 1.8 % of the calls of this law take a quarter longer than its p95
     latencies = np.array([found.ended_at - 100.0 * number for number, found in enumerate(runs, start=500)])
     unhelped = times[500:, :2].max(axis=1)
     if straggling:
