@@ -197,8 +197,8 @@ class Policy:
     """How one request is run.
 
     The default asks for help when an answer takes a quarter longer than nineteen in twenty do, within a budget of a
-    tenth more requests, and takes that help as soon as it comes: nearly no extra load while all is well. ``Policy(coded=AtOnce())``
-    gives the shortest tail, for m/k more requests.
+    tenth more requests, and takes that help as soon as it comes: nearly no extra load while all is well.
+    ``Policy(coded=AtOnce())`` gives the shortest tail, for m/k more requests.
 
     Attributes:
         coded: when the members that only help decoding are asked.

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ with steady() as permitted:
 
 def children() -> list[int]:
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
-    return [pid for pid in map(int, found.stdout.split()) if os.path.exists(f"/proc/{pid}")]
+    return [pid for pid in map(int, found.stdout.split()) if Path(f"/proc/{pid}").exists()]
 
 
 def test_what_is_measured_comes_first_and_processors_stay_awake_until_it_ends() -> None:
