@@ -1,7 +1,7 @@
 """The fast path where it can be trusted, the general path for everything else.
 
-The first points of the first batch take both paths. From then on the fast one serves the parameters on which they
-agreed, as long as it still claims them for the batch at hand.
+Points of the first batch take both paths. From then on the fast one serves the parameters on which they agreed, as long
+as it still claims them for the batch at hand.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from coin_export.model.signature import Original
 
 # Two points show a mixing of points that one cannot; a few vectors show what many do.
 _POINTS, _PASSES = 2, 4
+# A ReLU that rounding turns on or off is seen by points near its threshold only; a mixing of points by all.
+_TRIES = 3
 # With less than this share of all parameter elements the fast path saves nothing: the general one is needed anyway.
 _WORTHWHILE = 0.25
 
@@ -40,7 +42,7 @@ class VerifiedPath:
     def __call__(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> tuple[Squares, list[bool]]:
         """Handle one batch, see `GeneralPath`; sums come in float64 or in the dtype of the parameter."""
         if self._trusted is None:
-            self._trusted = self._verify([tensor[:_POINTS] for tensor in inputs], directions[:_POINTS, :_PASSES])
+            self._trusted = self._verify(inputs, directions[:, :_PASSES])
         result = self._try_fast(inputs, directions) if self._trusted else None
         if result is None:
             return self._general_path(self._elements.keys())(inputs, directions)
@@ -51,27 +53,36 @@ class VerifiedPath:
         return {name: squares[name] for name in self._elements}, result.finite
 
     def _verify(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> frozenset[str]:
-        """Return the parameters that both paths agree on; none, if they disagree on any."""
-        result = self._try_fast(inputs, directions)
-        if result is None:
-            return frozenset()
-        claimed = frozenset(result.squares)
-        if sum(self._elements[name] for name in claimed) < _WORTHWHILE * sum(self._elements.values()):
-            return frozenset()
-        wanted, finite = self._general_path(claimed)(inputs, directions)
-        total = sum(float(square.sum()) for square in wanted.values())
-        typical = total / sum(self._elements[name] for name in claimed)
-        differing = sorted(name for name in claimed if not self._agree(name, result.squares, wanted, typical))
-        if finite == result.finite and not differing:
-            return claimed
-        if all(finite):
-            _log.warning(
-                "model %r takes the slow path: on a batch, its outputs or the gradients of %s are not those of single "
-                "points; does it mix the points of a batch?",
-                self._original.name,
-                ", ".join(differing[:5]) or "no parameter",
-            )
+        """Return the parameters that both paths agree on for some points; none, if they never agree on all."""
+        doubtful: Sequence[str] = ()
+        pairs = max(1, len(directions) // _POINTS)
+        for first in range(0, _POINTS * min(_TRIES, pairs), _POINTS):
+            points = slice(first, first + _POINTS)
+            some, vectors = [tensor[points] for tensor in inputs], directions[points]
+            result = self._try_fast(some, vectors)
+            if result is None or not self._is_worthwhile(result.squares):
+                return frozenset()
+            wanted, finite = self._general_path(result.squares.keys())(some, vectors)
+            doubtful = self._differing(result.squares, wanted)
+            if finite == result.finite and not doubtful:
+                return frozenset(result.squares)
+            if not all(finite):
+                return frozenset()
+        _log.warning(
+            "model %r takes the slow path: on a batch, its outputs or the gradients of %s are not those of single "
+            "points; does it mix the points of a batch?",
+            self._original.name,
+            ", ".join(doubtful[:5]) or "no parameter",
+        )
         return frozenset()
+
+    def _is_worthwhile(self, claimed: Collection[str]) -> bool:
+        return sum(self._elements[name] for name in claimed) >= _WORTHWHILE * sum(self._elements.values())
+
+    def _differing(self, found: Squares, wanted: Squares) -> list[str]:
+        total = sum(float(square.sum()) for square in wanted.values())
+        typical = total / sum(self._elements[name] for name in found)
+        return sorted(name for name in found if not self._agree(name, found, wanted, typical))
 
     def _try_fast(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> FastResult | None:
         try:

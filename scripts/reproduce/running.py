@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
 from itertools import groupby
 from multiprocessing import get_context
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from scripts.reproduce.cache import kept_json
 from scripts.reproduce.cells import Cell
 from scripts.reproduce.measuring import Record, measure
+from scripts.reproduce.methods import DEFAULT
 from scripts.reproduce.originals import Originals, Recipe
 from scripts.reproduce.tasks import Data
 
@@ -24,42 +26,55 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 def train_all(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> None:
     """Train every original that the cells need and that is not there yet, the common starts first."""
+    with _pool(workers) as pool:
+        _train_all(pool, cells, data, tell)
+
+
+def run_cells(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> None:
+    """Run every cell that has not been run yet; a cell that is done stays done if the rest is interrupted.
+
+    Groups of cells with the same originals run in order, each after its originals were trained, so that first results
+    do not wait for all training; within a group the default encoder, which takes longest, comes first.
+
+    Raises:
+        RuntimeError: names the cells that failed, once all others are done.
+    """
+    waiting = [cell for cell in cells if not cell.path(data.cache).exists()]
+    tell(f"{len(cells) - len(waiting)} of {len(cells)} cells are done")
+    running: list[tuple[Cell, Future[str]]] = []
+    with _pool(workers) as pool:
+        for _, alike in groupby(waiting, key=lambda cell: (cell.setting.recipe, cell.seed)):
+            group = sorted(alike, key=lambda cell: cell.method != DEFAULT)
+            _train_all(pool, group, data, tell)  # while cells of the group before run
+            for cell in group:
+                future = pool.submit(_run, cell, data)
+                future.add_done_callback(partial(_tell_end, cell, tell))
+                running.append((cell, future))
+    failed = [_failure(cell, error) for cell, future in running if (error := future.exception())]
+    if failed:
+        raise RuntimeError("cells that failed:\n" + "\n".join(failed))
+
+
+def _tell_end(cell: Cell, tell: Tell, future: Future[str]) -> None:
+    error = future.exception()
+    tell(future.result() if error is None else _failure(cell, error))
+
+
+def _failure(cell: Cell, error: BaseException) -> str:
+    return f"{cell.title}: {type(error).__name__}: {error}"
+
+
+def _train_all(pool: Executor, cells: Sequence[Cell], data: Data, tell: Tell) -> None:
     wanted = dict.fromkeys((cell.setting.recipe, task, cell.seed) for cell in cells for task in cell.setting.tasks)
     recipes = dict.fromkeys(recipe for recipe, _, _ in wanted)
     if any(task == "cifar10" for _, task, _ in wanted):
         for part in ("train", "test"):
             data.images("cifar10", part)  # decoded once, not by each worker
-    with _pool(workers) as pool:
-        starts = [pool.submit(_pretrain, recipe, data) for recipe in recipes if recipe.pretraining is not None]
-        for start in starts:
-            tell(start.result())
-        for original in [pool.submit(_train, *original, data) for original in wanted]:
-            tell(original.result())
-
-
-def run_cells(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> None:
-    """Run every cell that has not been run yet, in order; a cell that is done stays done if the rest is interrupted.
-
-    The originals of a group of cells are trained right before it, so that first results do not wait for all training.
-
-    Raises:
-        RuntimeError: names the cells that failed, once all others are done.
-    """
-    failed: list[str] = []
-    waiting = [cell for cell in cells if not cell.path(data.cache).exists()]
-    tell(f"{len(cells) - len(waiting)} of {len(cells)} cells are done")
-    for _, alike in groupby(waiting, key=lambda cell: (cell.setting.recipe, cell.seed)):
-        group = list(alike)
-        train_all(group, data, workers, tell)
-        with _pool(workers) as pool:
-            for cell, result in [(cell, pool.submit(_run, cell, data)) for cell in group]:
-                try:
-                    tell(result.result())
-                except Exception as error:  # whatever an encoder raises; the other cells are worth having
-                    failed.append(f"{cell.title}: {type(error).__name__}: {error}")
-                    tell(failed[-1])
-    if failed:
-        raise RuntimeError("cells that failed:\n" + "\n".join(failed))
+    starts = [pool.submit(_pretrain, recipe, data) for recipe in recipes if recipe.pretraining is not None]
+    for start in starts:
+        tell(start.result())
+    for original in [pool.submit(_train, *original, data) for original in wanted]:
+        tell(original.result())
 
 
 def done(cells: Iterable[Cell], data: Data) -> list[Record]:

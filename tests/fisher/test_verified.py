@@ -128,6 +128,29 @@ def test_a_model_that_mixes_points_takes_the_general_path(caplog: pytest.LogCapt
     ]
 
 
+class RoundsOtherwise(nn.Module):
+    """Gives the first point another answer in a batch than by itself, as a ReLU at its threshold does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        at_the_threshold = (x[:, :1] == 0.0) & (len(x) > 1)
+        out: torch.Tensor = self.layer(torch.where(at_the_threshold, 2.0 * x, x))
+        return out
+
+
+def test_a_point_at_a_threshold_is_no_reason_for_the_slow_path(caplog: pytest.LogCaptureFixture) -> None:
+    inputs = torch.randn(POINTS, 4)
+    inputs[0, 0] = 0.0
+    original, vectors = describe(RoundsOtherwise(), inputs[1:]), directions(PROBE, range(POINTS), 3)
+    path = VerifiedPath(original, PROBE)
+    found, _ = path((inputs,), vectors)
+    assert caplog.text == ""
+    assert_equal(found, FastPath(original, PROBE)((inputs,), vectors).squares)
+
+
 class OnlySinglePoints(nn.Module):
     def __init__(self) -> None:
         super().__init__()
