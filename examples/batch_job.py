@@ -22,7 +22,7 @@ import numpy as np
 
 from coin_export.client import Answer, Answers, CodedClient, Source
 from coin_export.code.manifest import Group
-from coin_export.errors import UndecodableError
+from coin_export.errors import CoinExportError, UndecodableError
 
 DIRECT, DECODED, MISSING = 0, 1, 2
 Array = np.ndarray[Any, Any]
@@ -139,7 +139,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="points per request")
     parser.add_argument("--concurrency", type=int, default=8, help="requests under way")
     parser.add_argument("--deadline", type=float, default=5.0, help="seconds per request")
-    sys.exit(asyncio.run(job(parser.parse_args())))
+    options = parser.parse_args()
+    try:
+        sys.exit(asyncio.run(job(options)))
+    except (CoinExportError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

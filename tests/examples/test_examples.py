@@ -190,6 +190,13 @@ def test_the_batch_job_goes_on_without_the_answers_that_it_cannot_get(served: Se
         assert (answers["first/source"] == 2).all()
 
 
+def test_the_batch_job_says_in_a_line_that_no_server_answers(tmp_path: Path) -> None:
+    np.savez(tmp_path / "inputs.npz", image=np.zeros((1, 4), np.float32))
+    done = run_example("batch_job.py", tmp_path / "inputs.npz", tmp_path / "answers.npz", "127.0.0.1:9")
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "answers.npz").exists()
+
+
 def test_the_cells_measure_and_plot(served: Served, tmp_path: Path) -> None:
     environment = {"COIN_REPOSITORY": str(served.repository), "COIN_OUTPUT": str(tmp_path), "COIN_REQUESTS": "150"}
     done = run_example("explore_tail.py", MPLBACKEND="agg", **environment)
