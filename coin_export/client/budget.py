@@ -18,7 +18,9 @@ class Budget:
 
     Not bounded are helping requests in place of a member that failed outright or is known to be down, which did
     not do its part of the work; those that go out at once with the request (`AtOnce`), which are no reaction; and
-    those to servers that count as down, which are asked only as a last resort.
+    those to servers that count as down, which are asked only as a last resort. Where it takes more than one to
+    replace a member, as it does when few originals are wanted, the others are charged, up to ``burst`` on credit:
+    no request is lost for want of a token, but the slow get no help until that is paid back.
 
     Raises:
         UserError: if an attribute is negative or not finite.
@@ -42,12 +44,16 @@ class TokenBucket:
 
     @property
     def left(self) -> float:
-        """The tokens left."""
+        """The tokens left; negative while some are owed."""
         return self._tokens
 
     def earn(self, requests: int) -> None:
         """Take note of ordinary requests."""
         self._tokens = min(self._tokens + self._budget.share * requests, self._budget.burst)
+
+    def charge(self, requests: int) -> None:
+        """Pay for helping requests that must go out; what is owed is never more than a full bucket."""
+        self._tokens = max(self._tokens - requests, -self._budget.burst)
 
     def spend(self, requests: int) -> bool:
         """Pay for helping requests, for all of them or none; tell whether there was enough."""

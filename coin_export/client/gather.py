@@ -114,10 +114,17 @@ class Gather:
         self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
+        self._to_replace = 0  # how many of those have nobody in their place yet
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
         self.ended = False
         self.refusals = 0
+
+    @property
+    def lacked(self) -> frozenset[int]:
+        """Whose answers the request lacks: the wanted ones that are missing; everybody's while decoding takes more."""
+        decodable = not self._missing or self._decode_at is not None
+        return frozenset(self._missing) if decodable else self._code.members - self._arrived
 
     @property
     def patience_s(self) -> float:
@@ -127,8 +134,11 @@ class Gather:
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
         self._memory.bucket.earn(len(self._wanted))
-        at_once = self._help_at <= self.started
-        rows = tuple(range(self._code.n)) if at_once else self._wanted
+        rows = self._wanted
+        if self._help_at <= self.started:
+            rows = tuple(range(self._code.n))
+            # Everybody is asked, and nobody is late yet: what is withheld must not be asked in place of the others.
+            self._help_at = min(self.started + self.patience_s, self._resort_at(self.started))
         return [self._ask(Send(rows), self._help_at), *self._wake()]
 
     def arrived(self, row: int, now: float) -> list[Action]:
@@ -147,7 +157,7 @@ class Gather:
         if self.ended:
             return []
         self._failed.add(row)
-        self._late_at.pop(row, None)
+        self._to_replace += self._late_at.pop(row, None) is not None
         self._askable -= {row}
         if not self._code.decodable(self._code.members - self._failed, self._goal):
             return self._give_up(Cause.TOO_FEW)
@@ -159,7 +169,7 @@ class Gather:
         if self.ended:
             return []
         self._withheld.add(row)
-        self._late_at.pop(row, None)
+        self._to_replace += self._late_at.pop(row, None) is not None
         resort_at = self._resort_at(now)
         self._late_at = {other: min(at, resort_at) for other, at in self._late_at.items()}
         self._fell_out = True
@@ -170,6 +180,7 @@ class Gather:
         if self.ended or row not in self._late_at:
             return []
         del self._late_at[row]
+        self._to_replace += 1
         self._fell_out = True
         return self._proceed(now)
 
@@ -207,7 +218,10 @@ class Gather:
     def _help(self, now: float) -> list[Action]:
         """Ask the fewest members that make up for those that failed, then, within the budget, for those late."""
         self._fell_out = False
-        actions = self._ask_for_help(self._helpers(self._arrived.union(self._late_at), frozenset()), now)
+        replacing = self._helpers(self._arrived.union(self._late_at), frozenset())
+        self._memory.bucket.charge(max(0, len(replacing) - self._to_replace))
+        self._to_replace = max(0, self._to_replace - len(replacing))
+        actions = self._ask_for_help(replacing, now)
         late = frozenset(row for row, at in self._late_at.items() if at <= now)
         expected = self._arrived.union(self._late_at) - late
         rows = self._helpers(expected, late)

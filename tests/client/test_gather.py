@@ -174,6 +174,14 @@ def test_a_member_that_counts_as_down_is_not_asked_while_others_suffice() -> Non
     assert found is not None and found.sent_at == {0: 0.0, 2: 0.0} and found.ended_at == 0.004
 
 
+def test_whoever_asks_everybody_at_once_leaves_out_a_member_that_counts_as_down_too() -> None:
+    down = Fate(0.001, down=True)
+    found = run(PAIR, (0, 1), Policy(AtOnce(), AfterGrace(10.0)), [Fate(0.002), down, Fate(0.004)], deadline=5.0)
+    assert found is not None and found.sent_at == {0: 0.0, 2: 0.0} and found.ended_at == 0.004
+    found = run(PAIR, (0, 1), Policy(AtOnce()), [NEVER, down, Fate(0.004)], deadline=0.5)
+    assert found is not None and found.sent_at[1] == 0.25 and finish_of(found).direct == (1,)
+
+
 def test_an_original_that_counts_as_down_is_decoded_without_grace() -> None:
     policy = Policy(AfterDelay(0.010), AfterGrace(10.0))
     assert ended(run(PAIR, (0, 1), policy, [Fate(0.002), Fate(0.001, down=True), Fate(0.004)])) == 0.004
@@ -252,3 +260,17 @@ def test_nothing_is_repeated_while_nothing_changes() -> None:
     gather = Gather(vandermonde(4, 2), range(4), EVERYBODY, Memory(EVERYBODY), 0.0, 1.0)
     gather.start()
     assert gather.arrived(0, 0.1) == [] and gather.arrived(4, 0.2) == [] and gather.failed(1, 0.3) == []
+
+
+def test_what_is_lacked_is_what_an_answer_could_have_changed() -> None:
+    policy = Policy(AtOnce(), AsSoonAsDecodable())
+    direct, decoded, failed = (Gather(PAIR, (0, 1), policy, Memory(policy), 0.0, 1.0) for _ in range(3))
+    for gather in (direct, decoded, failed):
+        gather.start()
+        gather.arrived(0, 0.001)
+    direct.arrived(1, 0.002)
+    decoded.arrived(2, 0.002)
+    failed.woken(1.0)
+    assert direct.ended and direct.lacked == set()
+    assert decoded.ended and decoded.lacked == {1}
+    assert failed.ended and failed.lacked == {1, 2}

@@ -154,6 +154,30 @@ def test_a_failed_member_is_made_good_although_the_budget_is_spent() -> None:
     assert all(isinstance(found.outcome, Finish) and 2 in found.sent_at for found in runs)
 
 
+def test_what_replacing_one_member_takes_beyond_one_call_is_owed() -> None:
+    policy = Policy(AfterDelay(0.010), AfterGrace(), Budget(share=0.1, burst=5))
+    memory, code = Memory(policy), default_code(8, 1)
+    fates = [Fate(0.002, fails=True), *[Fate(0.001)] * 8]
+    for number in range(3):
+        found = run(code, (0,), policy, fates, started=1e3 * number, memory=memory)
+        assert found is not None and isinstance(found.outcome, Finish) and len(found.sent_at) == 9
+    assert memory.bucket.left == -5.0  # 7 a request, and no more on credit than a full bucket
+    slow = run(code, (0,), policy, [Fate(0.100), *[Fate(0.001)] * 8], started=9e3, memory=memory)
+    assert slow is not None and set(slow.sent_at) == {0}
+
+
+@pytest.mark.parametrize(("k", "most"), [(2, 0.10), (8, 0.03), (32, 0.03)])
+def test_whoever_asks_everybody_at_once_decodes_few_answers_of_a_healthy_group(k: int, most: float) -> None:
+    """On times of a broad law; with few servers, the last one often takes twice as long as the others."""
+    policy, code, random = Policy(AtOnce()), default_code(k, 1), np.random.default_rng(0)
+    memory, decoded = Memory(policy), 0
+    for number, times in enumerate(random.lognormal(-6, 0.5, size=(600, k + 1)).tolist()):
+        found = run(code, range(k), policy, [Fate(time) for time in times], started=1e3 * number, memory=memory)
+        assert found is not None and isinstance(found.outcome, Finish)
+        decoded += number >= 100 and len(found.outcome.erased) > 0 and k - len(found.outcome.direct)
+    assert decoded / (500 * k) < most
+
+
 def test_who_asks_everybody_at_once_is_not_bounded() -> None:
     policy = Policy(AtOnce(), AfterGrace(), Budget(0.0, 0.0))
     runs = serve(policy, Memory(policy), [[Fate(0.001)] * 3] * 10)
