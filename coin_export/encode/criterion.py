@@ -9,8 +9,9 @@ each pattern and each original lost in it. For m = 1 it holds 1/beta_i.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import islice
+import random
+from collections.abc import Iterable, Sequence
+from itertools import combinations, islice
 from typing import Literal, TypeAlias
 
 import torch
@@ -23,7 +24,8 @@ Answers: TypeAlias = Sequence[torch.Tensor]
 """For each output, what several models gave: shape (models, points, ...)."""
 
 _NEVER = -1e4  # as a logit: a probability of zero, with no infinity to multiply it by
-_MAX_PATTERNS = 200  # of a large code, the patterns of fewest losses
+_MAX_PATTERNS = 200  # of a large code, a sample of each size
+_TRIES = 20  # for each pattern that is drawn, as some cannot be made good
 
 
 class Criterion:
@@ -89,7 +91,7 @@ def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:
     """Return, for each pattern and original lost in it, the original's index and the weights on the m coded models."""
     wanted: list[int] = []
     weights: list[list[float]] = []
-    for pattern in islice(code.erasure_patterns(), _MAX_PATTERNS):
+    for pattern in _patterns(code):
         lost = [index for index in pattern if index < code.k]
         decoding = code.decoding([index for index in range(code.n) if index not in pattern], lost)
         columns = {source: column for column, source in enumerate(decoding.sources)}
@@ -97,6 +99,29 @@ def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:
             wanted.append(index)
             weights.append([row[columns[r]] if r in columns else 0.0 for r in range(code.k, code.n)])
     return torch.tensor(wanted), torch.tensor(weights)
+
+
+def _patterns(code: LinearCode) -> list[tuple[int, ...]]:
+    """Return every erasure pattern; of a large code, about as many of each size, drawn once and for all."""
+    numbers = {size: math.comb(code.n, size) - math.comb(code.m, size) for size in range(1, code.m + 1)}
+    if sum(numbers.values()) <= _MAX_PATTERNS:
+        return list(code.erasure_patterns())
+    generator = random.Random(0)
+    chosen: dict[tuple[int, ...], None] = {}
+    for size, number in numbers.items():
+        quota = (_MAX_PATTERNS - len(chosen)) // (code.m - size + 1)
+        if number <= quota:
+            candidates: Iterable[tuple[int, ...]] = combinations(range(code.n), size)
+        else:
+            draws = range(_TRIES * quota)
+            candidates = (tuple(sorted(generator.sample(range(code.n), size))) for _ in draws)
+        fitting = (lost for lost in candidates if lost[0] < code.k and lost not in chosen and _can_lose(code, lost))
+        chosen.update(dict.fromkeys(islice(fitting, quota)))
+    return list(chosen)
+
+
+def _can_lose(code: LinearCode, lost: tuple[int, ...]) -> bool:
+    return code.decodable(code.members.difference(lost))
 
 
 def finite(value: float) -> float:

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from coin_export.code.design import default_code
 from coin_export.code.linear import LinearCode
-from coin_export.encode.criterion import Criterion, CriterionName
+from coin_export.encode.criterion import Criterion, CriterionName, _decodings
 from coin_export.evaluate.accuracy import decoded_outputs
 
 CODES = [
@@ -83,3 +83,13 @@ def test_classes_that_a_padded_head_lacks_do_not_count_for_it() -> None:
         for left, right in [(decoded[0, :, :2], originals[0, :, :2]), (decoded[1], originals[1])]
     ]
     assert found == pytest.approx(float(torch.stack(values).mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize(("k", "m"), [(16, 2), (8, 3)])
+def test_of_a_large_code_losses_of_every_size_and_every_original_count(k: int, m: int) -> None:
+    wanted, weights = _decodings(default_code(k, m))
+    used = (weights != 0).sum(1)
+    assert len(wanted) < 200 * m
+    assert {1, m} <= set(used.tolist())
+    counts = wanted.bincount(minlength=k)
+    assert counts.max() < 2 * counts.min()
