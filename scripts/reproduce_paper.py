@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         records = done(cells, data)
         missing = len(cells) - sum(cell.path(data.cache).exists() for cell in cells)
         output.mkdir(parents=True, exist_ok=True)
+        _check_none_lost(output / "reproduce.json", len(records))
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
         (output / "reproduce.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         command = "python scripts/reproduce_paper.py" + (" --quick" if options.quick else "")
@@ -58,6 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.quick:
             replace_between(options.page, tables)
         draw(records, output)
+
+
+def _check_none_lost(path: Path, records: int) -> None:
+    """Refuse to replace records by fewer: those of another cache would be lost."""
+    kept = len(json.loads(path.read_text("utf-8"))) if path.exists() else 0
+    if records < kept:
+        raise SystemExit(
+            f"error: {path} holds {kept} records, and the cache has {records}; give the cache that they came from "
+            "(--cache), another --output, or remove the file"
+        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -25,6 +25,7 @@ from scripts.reproduce.cells import Cell
 from scripts.reproduce.memory import PeakMemory
 from scripts.reproduce.methods import METHODS, seeded
 from scripts.reproduce.originals import Originals
+from scripts.reproduce.provenance import encoders_digest
 from scripts.reproduce.settings import Setting
 from scripts.reproduce.tasks import Data, Part
 
@@ -103,6 +104,7 @@ def measure(cell: Cell, data: Data) -> list[Record]:
         "encode_seconds": round(seconds, 3),
         **_cost(encodings),
         "peak_memory_bytes": grown,
+        "encoders": encoders_digest(),
         "notes": plain_notes({key: encodings[0].notes[key] for key in _NOTES if key in encodings[0].notes}),
     }
     return [

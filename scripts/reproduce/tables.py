@@ -7,6 +7,7 @@ from functools import partial
 
 from scripts.reproduce.measuring import Record
 from scripts.reproduce.methods import METHODS
+from scripts.reproduce.provenance import encoders_digest
 from scripts.reproduce.settings import FIRST
 from scripts.reproduce.summary import (
     TRAIN,
@@ -28,7 +29,7 @@ _MEBIBYTE = 2**20
 def all_tables(records: Sequence[Record], missing: int, planned: int) -> dict[str, str]:
     """Return every table by the name that it has in the page."""
     return {
-        "extent": f"{planned - missing} of {planned} cells measured; an empty place in a table was not measured.",
+        "extent": _extent(records, missing, planned),
         "targets": _targets(records),
         "originals": _originals(records),
         "accuracy": _accuracy(records),
@@ -38,6 +39,12 @@ def all_tables(records: Sequence[Record], missing: int, planned: int) -> dict[st
         "goal": _goal(records),
         "pairs": _pairs(records),
     }
+
+
+def _extent(records: Sequence[Record], missing: int, planned: int) -> str:
+    text = f"{planned - missing} of {planned} cells measured; an empty place in a table was not measured."
+    older = sum(record.get("encoders") != encoders_digest() for record in records)
+    return text + (f" {older} of {len(records)} records come from another version of the encoders." if older else "")
 
 
 def _targets(records: Sequence[Record]) -> str:

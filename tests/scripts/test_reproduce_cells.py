@@ -89,6 +89,8 @@ def test_an_interrupted_run_goes_on(
     assert "8 of 8 cells measured" in capsys.readouterr().out
     records = json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8"))
     assert [record for record in records if record["encoder"] == "coin"] == partly
+    with pytest.raises(SystemExit, match="holds 16 records, and the cache has 0"):
+        reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], "--cache", str(tmp_path), *folders[4:]])
     for name in ("points", "epochs", "settings"):
         for suffix in ("png", "svg"):
             assert (tmp_path / "out" / f"reproduce_{name}.{suffix}").stat().st_size < 300_000

@@ -3,6 +3,7 @@ from typing import Any
 import pytest
 
 from scripts.reproduce.methods import DEFAULT
+from scripts.reproduce.provenance import encoders_digest
 from scripts.reproduce.settings import FIRST
 from scripts.reproduce.summary import NORMALIZED, TRAIN, Spread, normalized, reached, worst_pair
 from scripts.reproduce.tables import all_tables
@@ -94,6 +95,8 @@ def test_the_cheapest_run_that_reaches_the_goal_counts() -> None:
 
 def test_what_was_not_measured_leaves_an_empty_place() -> None:
     tables = all_tables([record("coin", 90.0), record("average", 80.0, points=500)], missing=3, planned=5)
-    assert tables["extent"].startswith("2 of 5 cells")
+    assert tables["extent"].startswith("2 of 5 cells") and "2 of 2 records come from another" in tables["extent"]
+    now = record("coin", 90.0, encoders=encoders_digest())
+    assert "another version" not in all_tables([now], missing=3, planned=5)["extent"]
     assert f"| encoder | {FIRST}, P = 100 | {FIRST}, P = 500 |" in tables["accuracy"]
     assert "| `coin` | 90.0 |  |" in tables["accuracy"]
