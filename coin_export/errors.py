@@ -32,6 +32,7 @@ Each message says what is wrong, where, and what to do about it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 
@@ -130,6 +131,10 @@ class TransportError(ClientError):
         super().__init__(message)
         self.address = address
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By itself pickle hands over the message only.
+        return partial(type(self), address=self.address), self.args, vars(self)
+
 
 class UndecodableError(ClientError):
     """Fewer answers arrived by the deadline than decoding needs.
@@ -147,3 +152,7 @@ class UndecodableError(ClientError):
         self.arrived = dict(arrived)
         self.failures = dict(failures)
         self.elapsed_s = elapsed_s
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        make = partial(type(self), arrived=self.arrived, failures=self.failures, elapsed_s=self.elapsed_s)
+        return make, self.args, vars(self)
