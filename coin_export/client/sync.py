@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from coin_export.errors import ClientError
 T = TypeVar("T")
 
 _END_S = 1.0  # for requests of other threads, whose calls have ended already
+_NOT_CONNECTED = "the client is not connected: use it inside `with`, or call its connect()"
 
 
 class _Portal:
@@ -32,22 +34,38 @@ class _Portal:
         # A daemon, so that a client that was never closed does not keep its process from ending.
         self._thread = threading.Thread(target=self._loop.run_forever, name="coin_export.client", daemon=True)
         self._thread.start()
+        self._lock = threading.Lock()  # nothing is submitted behind the last work, where nobody would run it
+        self._stopped = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine to its end; what interrupts the waiting thread cancels it."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        """Run a coroutine to its end; what interrupts the waiting thread cancels it.
+
+        Raises:
+            ClientError: if another thread has stopped this one.
+        """
+        return self._result(self._submit(work))
+
+    def stop(self) -> None:
+        """Let what is under way end, for a bounded time, then end the thread."""
+        self._result(self._submit(_others_ended(), last=True))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _submit(self, work: Coroutine[Any, Any, T], *, last: bool = False) -> Future[T]:
+        with self._lock:
+            if self._stopped:
+                work.close()
+                raise ClientError(_NOT_CONNECTED)
+            self._stopped = last
+            return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _result(self, future: Future[T]) -> T:
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
-
-    def stop(self) -> None:
-        """Let what is under way end, for a bounded time, then end the thread."""
-        self.run(_others_ended())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
 
 
 async def _others_ended() -> None:
@@ -200,5 +218,5 @@ class SyncCodedClient:
     def _connected(self) -> _Portal:
         portal = self._portal
         if portal is None:
-            raise ClientError("the client is not connected: use it inside `with`, or call its connect()")
+            raise ClientError(_NOT_CONNECTED)
         return portal

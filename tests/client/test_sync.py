@@ -93,6 +93,18 @@ def test_a_client_that_is_not_connected_says_so_and_can_be_connected_again() -> 
             client.close()
 
 
+def test_a_thread_that_asks_while_another_one_closes_is_told_that_it_is_not_connected() -> None:
+    with serving() as (_, addresses):
+        client = SyncCodedClient(addresses, policy=PATIENT, limits=QUICK)
+        client.connect()
+        before = client._portal
+        client.close()
+        client._portal = before  # what a thread holds that was preempted before the other one closed
+        for ask in (client.infer, client.infer_mean):
+            with pytest.raises(ClientError, match="not connected"):
+                ask({"input": BATCH})
+
+
 def test_nothing_is_left_when_connecting_fails() -> None:
     threads = set(threading.enumerate())
     with pytest.raises(DiscoveryError, match="none of the 1 servers"):
