@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, overload
 
 import numpy.typing as npt
 
 from coin_export.code.manifest import Quality
-from coin_export.errors import RequestError
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, Array]
@@ -23,23 +23,65 @@ class Source(Enum):
     DECODED = "decoded"
 
 
+class _Message(Mapping[str, Any]):
+    """A message of Triton's protocol: its fields are attributes, as over gRPC, and items, as in the JSON over HTTP."""
+
+    @abstractmethod
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they are in JSON."""
+
+    def __getitem__(self, key: str) -> Any:
+        return self.as_json()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.as_json())
+
+    def __len__(self) -> int:
+        return len(self.as_json())
+
+
 @dataclass(frozen=True)
-class OutputTensor:
-    """What an answer says about one output, named as in Triton's protocol: Triton's datatype, the shape with batch."""
+class OutputTensor(_Message):
+    """What an answer says about one output.
+
+    Attributes:
+        name: of the output.
+        datatype: Triton's.
+        shape: with batch.
+        parameters: the size of the numbers in bytes, as over HTTP.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
+    parameters: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they are in JSON."""
+        return {**vars(self), "shape": list(self.shape)}
 
 
 @dataclass(frozen=True)
-class Response:
-    """An answer without its numbers, with the attributes of Triton's ``ModelInferResponse``."""
+class Response(_Message):
+    """An answer without its numbers, with the fields of Triton's ``ModelInferResponse``.
+
+    Attributes:
+        model_name: the model.
+        model_version: empty for a decoded answer.
+        id: of the request.
+        outputs: what is known of each output.
+        parameters: none; those that a server sends are not kept.
+    """
 
     model_name: str
     model_version: str
     id: str
     outputs: tuple[OutputTensor, ...]
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as they are in JSON."""
+        return {**vars(self), "outputs": [tensor.as_json() for tensor in self.outputs]}
 
 
 @dataclass(eq=False, slots=True)
@@ -66,20 +108,23 @@ class Answer:
     model_version: str = ""
     request_id: str = ""
 
-    def as_numpy(self, name: str) -> Array:
-        """Return the output ``name``, as tritonclient's ``InferResult.as_numpy`` does.
+    def as_numpy(self, name: str) -> Array | Any:
+        """Return the output ``name``; None if there is no such output, as tritonclient does.
 
-        Raises:
-            RequestError: if there is no such output.
+        The type does not say so, lest callers who know their outputs must check; ``outputs[name]`` raises a KeyError.
         """
-        try:
-            return self.outputs[name]
-        except KeyError:
-            raise RequestError(f"model {self.model!r} has no output {name!r}; it has {list(self.outputs)}") from None
+        return self.outputs.get(name)
 
-    def get_output(self, name: str) -> OutputTensor | None:
+    @overload
+    def get_output(self, name: str, as_json: Literal[False] = False) -> OutputTensor | None: ...
+
+    @overload
+    def get_output(self, name: str, as_json: Literal[True]) -> dict[str, Any] | None: ...
+
+    def get_output(self, name: str, as_json: bool = False) -> OutputTensor | dict[str, Any] | None:
         """Return what is known of the output ``name``; None if there is no such output, as tritonclient does."""
-        return next((tensor for tensor in self.get_response().outputs if tensor.name == name), None)
+        found = next((tensor for tensor in self.get_response().outputs if tensor.name == name), None)
+        return found.as_json() if as_json and found is not None else found
 
     @overload
     def get_response(self, as_json: Literal[False] = False) -> Response: ...
@@ -88,13 +133,15 @@ class Answer:
     def get_response(self, as_json: Literal[True]) -> dict[str, Any]: ...
 
     def get_response(self, as_json: bool = False) -> Response | dict[str, Any]:
-        """Return the answer without its numbers: attributes as over gRPC, or a dict as over HTTP."""
-        # The outputs of a coded group are floating point; discovery refuses others.
-        tensors = tuple(OutputTensor(name, f"FP{8 * a.dtype.itemsize}", a.shape) for name, a in self.outputs.items())
+        """Return the answer without its numbers, which reads as tritonclient's does over either wire; or a dict."""
+        tensors = tuple(_described(name, array) for name, array in self.outputs.items())
         response = Response(self.model, self.model_version, self.request_id, tensors)
-        if not as_json:
-            return response
-        return {**vars(response), "outputs": [{**vars(tensor), "shape": list(tensor.shape)} for tensor in tensors]}
+        return response.as_json() if as_json else response
+
+
+def _described(name: str, array: Array) -> OutputTensor:
+    # The outputs of a coded group are floating point; discovery refuses others.
+    return OutputTensor(name, f"FP{8 * array.dtype.itemsize}", array.shape, {"binary_data_size": array.nbytes})
 
 
 class Answers(Mapping[str, Answer]):

@@ -21,12 +21,14 @@ async def test_direct_and_decoded_answers_read_like_tritonclients() -> None:
     servers[1].reply = aborting("INTERNAL", "out of memory")
     async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT) as client:
         answers = await client.infer({"input": BATCH}, request_id="r7")
-        logits = OutputTensor("logits", "FP32", (2, CLASSES))
+        logits = OutputTensor("logits", "FP32", (2, CLASSES), {"binary_data_size": 4 * 2 * CLASSES})
         assert answers["b"].source is Source.DECODED
         assert answers["a"].get_response() == Response("a", "1", "r7", (logits,))
         assert answers["b"].get_response() == Response("b", "", "r7", (logits,))
         for answer in answers.values():
-            assert answer.get_output("logits") == logits and answer.get_output("nothing") is None
+            assert answer.get_output("logits") == logits and answer.get_output("logits", as_json=True) == dict(logits)
+            assert answer.get_output("nothing") is None and answer.get_output("nothing", as_json=True) is None
+            assert answer.as_numpy("nothing") is None
 
 
 async def test_a_decoded_answer_has_its_own_models_number_of_classes() -> None:
@@ -43,15 +45,20 @@ async def test_a_decoded_answer_has_its_own_models_number_of_classes() -> None:
 def test_a_response_reads_as_over_http_too() -> None:
     outputs: Outputs = {"scores": np.zeros((1, 3), np.float16), "boxes": np.zeros((1, 2, 4), np.float64)}
     answer = Answer("a", outputs, Source.DIRECT, 0.0, None, 0.1, "4", "r7")
-    assert answer.get_response(as_json=True) == {
+    expected = {
         "model_name": "a",
         "model_version": "4",
         "id": "r7",
         "outputs": [
-            {"name": "scores", "datatype": "FP16", "shape": [1, 3]},
-            {"name": "boxes", "datatype": "FP64", "shape": [1, 2, 4]},
+            {"name": "scores", "datatype": "FP16", "shape": [1, 3], "parameters": {"binary_data_size": 6}},
+            {"name": "boxes", "datatype": "FP64", "shape": [1, 2, 4], "parameters": {"binary_data_size": 64}},
         ],
+        "parameters": {},
     }
+    response = answer.get_response()
+    assert answer.get_response(as_json=True) == dict(response) == expected
+    assert response["outputs"][1]["shape"] == [1, 2, 4] and response.outputs[1]["datatype"] == "FP64"
+    assert response.get("id") == "r7" and "model" not in response
 
 
 async def test_options_of_a_request_reach_every_member_that_is_asked() -> None:
