@@ -58,13 +58,13 @@ def check_options(group: Group, options: RequestOptions, deadline: float | None)
     """Check what of a request's options depends on the group and the deadline.
 
     Raises:
-        RequestError: if a model is not of the group, or a timeout follows from a deadline that is not given.
+        RequestError: if a model is not of the group, or a timeout is to follow from no or an infinite deadline.
     """
     if options.parameters_of and not set(options.parameters_of) <= {member.name for member in group.members}:
         names = [member.name for member in group.members]
         raise RequestError(f"parameters_of names {sorted(options.parameters_of)}; the models are {names}")
-    if options.timeout == "deadline" and deadline is None:
-        raise RequestError("timeout is 'deadline' and there is no deadline; give one, or microseconds")
+    if options.timeout == "deadline" and deadline in (None, math.inf):
+        raise RequestError("timeout is 'deadline' and there is no deadline; give a finite one, or microseconds")
 
 
 def wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]:

@@ -21,6 +21,11 @@ Timeout = int | Literal["deadline"] | None
 # Triton's clients keep these for themselves; see tritonclient.utils.TRITON_RESERVED_REQUEST_PARAMS.
 _RESERVED = re.compile(r"sequence_(id|start|end)|priority|timeout|headers|binary_data_output|triton_.*")
 
+# Of the protocol's integers; what a message has no room for would fail at every server.
+_INT64_MAX = 2**63 - 1
+_UINT64_MAX = 2**64 - 1
+_HALF_OF_A_PAIR = re.compile(r"[\ud800-\udfff]")  # of surrogates: a text with one cannot be encoded
+
 
 @dataclass(frozen=True)
 class TransportOptions:
@@ -94,25 +99,21 @@ class RequestOptions:
         """
         if self.timeout != "deadline" and model not in self.parameters_of:
             return self
-        # Zero would mean no timeout.
-        timeout = max(int(1e6 * remaining_s), 1) if self.timeout == "deadline" else self.timeout
+        timeout = _microseconds(remaining_s) if self.timeout == "deadline" else self.timeout
         parameters = {**self.parameters, **self.parameters_of.get(model, {})}
         return replace(self, timeout=timeout, parameters=parameters, parameters_of={})
 
     def _problem(self) -> str:
-        if not isinstance(self.request_id, str):
-            return f"request_id is {self.request_id!r}; give a text"
-        if not _is_count(self.priority):
-            return f"priority is {self.priority!r}; give an integer that is not negative"
-        if self.timeout not in (None, "deadline") and not _is_count(self.timeout):
-            return f"timeout is {self.timeout!r}; give whole microseconds that are not negative, 'deadline' or None"
+        if not isinstance(self.request_id, str) or _HALF_OF_A_PAIR.search(self.request_id):
+            return f"request_id is {self.request_id!r}; give a text that can be encoded"
+        if not _is_count(self.priority, _UINT64_MAX):
+            return f"priority is {self.priority!r}; give an integer from 0 to {_UINT64_MAX}"
+        if self.timeout not in (None, "deadline") and not _is_count(self.timeout, _INT64_MAX):
+            return f"timeout is {self.timeout!r}; give whole microseconds from 0 to {_INT64_MAX}, 'deadline' or None"
         groups = (self.parameters, *self.parameters_of.values())
-        for name, value in (item for parameters in groups for item in parameters.items()):
-            if not isinstance(name, str) or _RESERVED.fullmatch(name):
-                return f"parameter {name!r} is reserved by Triton; use another name, or the argument of this name"
-            if not isinstance(value, str | bool | int | float):
-                return f"parameter {name!r} is a {type(value).__name__}; give a text, bool, int or float"
-        return problem_with_headers(self.headers)
+        items = (item for parameters in groups for item in parameters.items())
+        problems = (_problem_with_parameter(name, value) for name, value in items)
+        return next(filter(None, problems), "") or problem_with_headers(self.headers)
 
 
 class Reply(NamedTuple):
@@ -218,13 +219,31 @@ def ready_versions(index: Iterable[tuple[str, str, str]]) -> dict[str, tuple[str
     return found
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _is_count(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= limit
+
+
+def _microseconds(remaining_s: float) -> int:
+    return min(max(int(1e6 * remaining_s), 1), _INT64_MAX)  # zero would mean no timeout
+
+
+def _problem_with_parameter(name: object, value: object) -> str:
+    if not isinstance(name, str) or _RESERVED.fullmatch(name):
+        return f"parameter {name!r} is reserved by Triton; use another name, or the argument of this name"
+    if not isinstance(value, str | bool | int | float):
+        return f"parameter {name!r} is a {type(value).__name__}; give a text, bool, int or float"
+    if isinstance(value, int) and not -_INT64_MAX - 1 <= value <= _INT64_MAX:
+        return f"parameter {name!r} does not fit into a signed integer of 64 bits; give it as a text"
+    if _HALF_OF_A_PAIR.search(f"{name}{value}"):
+        return f"parameter {name!r} cannot be encoded; give texts without half of a surrogate pair"
+    return ""
 
 
 def problem_with_headers(headers: Mapping[str, str]) -> str:
     """Say what is wrong with headers; empty if nothing is."""
     for name, value in headers.items():
-        if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name) or not isinstance(value, str):
-            return f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-] and text as value"
+        if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name):
+            return f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-]"
+        if not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
+            return f"header {name!r}: gRPC takes printable ASCII text as value"
     return ""

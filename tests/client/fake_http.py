@@ -101,14 +101,19 @@ class HttpTriton(FakeTriton):
         message.raw_input_contents.append(body[length:])
         self.http_parameters = header.get("parameters", {})
         for name, value in self.http_parameters.items():
-            field = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
-            setattr(message.parameters[name], field, value)
+            setattr(message.parameters[name], _field(name, value), value)
         try:
             answer = await self.ModelInfer(message, _Context(request))
         except _Abort as abort:
             status, details = abort.args
             return web.json_response({"error": details}, status=status)
         return web.Response(body=self.body) if self.body is not None else _response(answer)
+
+
+def _field(name: str, value: Any) -> str:
+    if name == "priority":
+        return "uint64_param"
+    return {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}[type(value)]
 
 
 def _response(answer: Any) -> web.Response:

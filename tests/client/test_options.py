@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from coin_export.client import (
     OnlyWhenDown,
     Policy,
     RequestOptions,
+    Source,
     SyncCodedClient,
 )
 from coin_export.client.transport_grpc import GrpcTransport
@@ -68,6 +70,7 @@ def test_a_call_has_at_least_a_microsecond_left_and_other_options_stay_as_they_a
     until = RequestOptions("r7", 1, "deadline", {"x-tenant": "t"}, {"flag": True})
     assert until.of_call("a", 0.25) == RequestOptions("r7", 1, 250_000, {"x-tenant": "t"}, {"flag": True})
     assert until.of_call("a", -1.0).timeout == 1, "zero would mean none"
+    assert until.of_call("a", 1e300).timeout == 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -80,8 +83,12 @@ def test_a_call_has_at_least_a_microsecond_left_and_other_options_stay_as_they_a
         ({"parameters_of": {"a": {"priority": 1}}}, "parameter 'priority' is reserved"),
         ({"parameters_of": {"a": {"list": [1]}}}, "parameter 'list' is a list"),
         ({"timeout": "deadline"}, "there is no deadline"),
+        ({"timeout": "deadline", "deadline": math.inf}, "there is no deadline; give a finite one"),
         ({"timeout": "soon", "deadline": 1.0}, "timeout is 'soon'"),
         ({"timeout": -1}, "timeout is -1"),
+        ({"request_id": "\ud800"}, "request_id is .*; give a text that can be encoded"),
+        ({"parameters": {"text": "\ud800"}}, "parameter 'text' cannot be encoded"),
+        ({"headers": {"x-tenant": "one\ntwo"}}, "header 'x-tenant': gRPC takes printable ASCII"),
     ],
 )
 async def test_what_does_not_fit_is_refused_before_anything_is_sent(options: dict[str, Any], message: str) -> None:
@@ -91,6 +98,30 @@ async def test_what_does_not_fit_is_refused_before_anything_is_sent(options: dic
             with pytest.raises(RequestError, match=message):
                 await ask({"input": BATCH}, **options)
     assert sum(server.asked for server in servers) == 0
+
+
+@pytest.mark.parametrize(("kind", "transport"), WIRES)
+async def test_integers_are_refused_that_have_no_room_on_the_wire_and_all_others_arrive(
+    kind: type[FakeTriton], transport: Any
+) -> None:
+    too_large: list[dict[str, Any]] = [
+        {"parameters": {"trace": 2**63}},
+        {"parameters": {"trace": -(2**63) - 1}},
+        {"parameters_of": {"a": {"trace": 2**63}}},
+        {"timeout": 2**63},
+        {"priority": 2**64},
+    ]
+    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    options: dict[str, Any] = {"policy": EVERYBODY, "make_transport": transport}
+    async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
+        for wrong in too_large:
+            with pytest.raises(RequestError):
+                await client.infer({"input": BATCH}, **wrong)
+        ends = {"low": -(2**63), "high": 2**63 - 1}
+        answers = await client.infer({"input": BATCH}, parameters=ends, timeout=2**63 - 1, priority=2**64 - 1)
+    assert {answer.source for answer in answers.values()} == {Source.DIRECT}, "no server came to count as down"
+    assert parameters_of(servers[0]) == {**ends, "timeout": 2**63 - 1, "priority": 2**64 - 1}
+    assert [server.asked for server in servers] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(("kind", "transport"), WIRES)
