@@ -9,6 +9,7 @@ import asyncio
 import ssl
 import zlib
 from collections.abc import Awaitable, Coroutine, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeVar
 
 import aiohttp
@@ -31,6 +32,8 @@ from coin_export.errors import TransportError, UserError
 
 T = TypeVar("T")
 
+# Idle connections for questions stay; aiohttp closes others after 15 seconds. (It takes no infinity.)
+_KEEP_ALIVE_S = 1e9
 # Questions about the server itself; a connection that hangs is given up, and the next look-up makes a new one.
 _QUESTION_S = 10.0
 # What reading an answer raises that is not what Triton sends: tritonclient takes its form for granted.
@@ -60,13 +63,12 @@ class HttpTransport(Transport):
         self._connected = False
         self._keeps_alive = False
         self._requested: dict[tuple[str, ...], list[Any]] = {}
-        self._client = triton.InferenceServerClient(
-            address,
-            conn_limit=0,  # no limit: requests that wait for a connection would look like a slow server
-            conn_timeout=None,  # deadlines are the client's business
-            ssl=options.ssl,
-            ssl_context=_ssl_context(address, options) if options.ssl else None,
-        )
+        context = _ssl_context(address, options) if options.ssl else None
+        self._client = _client(address, context)
+        # A call that is cancelled closes its connection, and aiohttp closes those that are idle. One that this side
+        # leaves open tells a server that was restarted from one that merely has nothing to do.
+        self._questions = _client(address, context)
+        self._questions._conn._keepalive_timeout = _KEEP_ALIVE_S
 
     @property
     def version(self) -> str | None:
@@ -80,29 +82,29 @@ class HttpTransport(Transport):
 
     @property
     def connected(self) -> bool:
-        """See `Transport`; False too when no connection of those since then is left.
+        """See `Transport`; True too while any connection of those since then is left.
 
         aiohttp makes new connections without a word: to the same server for more calls at a time, but after all of
         them were lost to whoever is there by now. A server or proxy that closes each connection after its answer
         tells nothing in this way; then only the version of its models does (see `build`).
         """
-        return self._connected and (not self._keeps_alive or self._has_connection())
+        return self._connected and (not self._keeps_alive or _stands(self._questions) or _stands(self._client))
 
     async def server_metadata(self) -> str:
         """See `Transport`."""
-        metadata = await self._ask("metadata", self._client.get_server_metadata(headers=self._headers))
+        metadata = await self._ask("metadata", self._questions.get_server_metadata(headers=self._headers))
         self._version = str(_field("metadata", metadata, "version", self.address))
         self._connected = True
-        self._keeps_alive = self._has_connection()
+        self._keeps_alive = _stands(self._questions)
         return self._version
 
     async def ready(self) -> bool:
         """See `Transport`."""
-        return bool(await self._ask("readiness", self._client.is_server_ready(headers=self._headers)))
+        return bool(await self._ask("readiness", self._questions.is_server_ready(headers=self._headers)))
 
     async def model_index(self) -> dict[str, tuple[str, ...]]:
         """See `Transport`."""
-        index = await self._ask("model index", self._client.get_model_repository_index(headers=self._headers))
+        index = await self._ask("model index", self._questions.get_model_repository_index(headers=self._headers))
         if not isinstance(index, list):
             raise self._error("model index", "its answer is no list")
         models = [model for model in index if isinstance(model, dict)]
@@ -111,7 +113,7 @@ class HttpTransport(Transport):
     async def model_config(self, model: str, version: str = "") -> ModelConfig:
         """See `Transport`."""
         what = f"configuration of model {model!r}"
-        config = await self._ask(what, self._client.get_model_config(model, version, headers=self._headers))
+        config = await self._ask(what, self._questions.get_model_config(model, version, headers=self._headers))
         name = str(_field(what, config, "name", self.address))
         try:
             parameters = {key: str(value["string_value"]) for key, value in config.get("parameters", {}).items()}
@@ -156,13 +158,7 @@ class HttpTransport(Transport):
 
     async def close(self) -> None:
         """See `Transport`."""
-        await self._client.close()
-
-    def _has_connection(self) -> bool:
-        # Neither tritonclient nor aiohttp tells of its connections, in use or idle, in any other way.
-        connector = self._client._conn
-        idle = (entry[0] for entries in connector._conns.values() for entry in entries)
-        return bool(connector._acquired) or any(protocol.is_connected() for protocol in idle)
+        await asyncio.gather(self._client.close(), self._questions.close())
 
     async def _ask(self, what: str, work: Coroutine[Any, Any, T]) -> T:
         return await self._call(what, within(_QUESTION_S, work))
@@ -184,6 +180,23 @@ class HttpTransport(Transport):
 
     def _error(self, what: str, cause: str, kind: type[TransportError] = TransportError) -> TransportError:
         return kind(f"server {self.address}, {what}: {cause}", address=self.address)
+
+
+def _client(address: str, context: ssl.SSLContext | None) -> triton.InferenceServerClient:
+    return triton.InferenceServerClient(
+        address,
+        conn_limit=0,  # no limit: requests that wait for a connection would look like a slow server
+        conn_timeout=None,  # deadlines are the client's business
+        ssl=context is not None,
+        ssl_context=context,
+    )
+
+
+def _stands(client: triton.InferenceServerClient) -> bool:
+    """Whether a client has a connection, in use or idle; neither tritonclient nor aiohttp tells in any other way."""
+    idle = (entry[0] for entries in client._conn._conns.values() for entry in entries)
+    # One that is still being made has no transport; it may be to another server.
+    return any(c.transport is not None and not c.transport.is_closing() for c in chain(idle, client._conn._acquired))
 
 
 def _array(result: triton.InferResult, name: str) -> Array | None:

@@ -66,6 +66,11 @@ class HttpTriton(FakeTriton):
     async def stop(self) -> None:
         await self._server.cleanup()
 
+    @property
+    def connections(self) -> int:
+        """The number of connections that are open."""
+        return len(self._server.server.connections)
+
     async def _prepare(self, request: web.Request, response: web.StreamResponse) -> None:
         if not self.keeps_alive:
             response.force_close()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
@@ -116,6 +118,57 @@ async def test_losers_are_cancelled_for_real_on_every_version() -> None:
         await eventually(lambda: servers[0].cancelled == 1)
         servers[0].hold.set()
         await ask_until(client, lambda answers: len(answers) == 2)
+
+
+async def test_cancelled_losers_put_no_server_in_doubt() -> None:
+    servers = one_each()
+    servers[0].hold.clear()
+
+    async def lose(client: CodedClient) -> None:
+        """Ask; the call to the first server is cancelled after it got there."""
+        before = servers[0].asked
+        servers[1].hold.clear()
+        request = asyncio.create_task(client.infer({"input": BATCH}))
+        await eventually(lambda: servers[0].asked > before)
+        servers[1].hold.set()
+        assert (await request)["a"].source is Source.DECODED
+        await eventually(lambda: servers[0].cancelled == servers[0].asked)
+
+    async with started(*servers) as addresses, client_of(addresses, SOON) as client:
+        await lose(client)
+        await lose(client)
+        assert [server.metadata_calls for server in servers] == [1, 1, 1]
+
+
+async def test_idle_times_put_no_server_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
+    brief = partialmethod(aiohttp.TCPConnector.__init__, keepalive_timeout=0.01)  # in place of 15 seconds
+    monkeypatch.setattr(aiohttp.TCPConnector, "__init__", brief)
+    servers = one_each()
+    async with started(*servers) as addresses, client_of(addresses) as client:
+        for _ in range(3):
+            assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
+            # Those of the calls are closed.
+            await eventually(lambda: [server.connections for server in servers] == [1, 1, 1])
+        assert [server.metadata_calls for server in servers] == [1, 1, 1]
+
+
+async def test_a_server_that_closes_its_connections_is_in_doubt_whatever_this_side_has_closed_before() -> None:
+    server = HttpTriton(GROUP, ["a"])
+    async with started(server) as (address,):
+        transport = HttpTransport(address, TransportOptions())
+        assert not transport.connected
+        await transport.server_metadata()
+        server.hold.clear()
+        encoded = transport.encode({"input": BATCH}, {"input": "FP32"})
+        call = asyncio.create_task(transport.infer("a", encoded, ["logits"], PLAIN))
+        await eventually(lambda: server.asked == 1)
+        call.cancel()
+        await eventually(lambda: server.cancelled == 1)
+        assert transport.connected
+        await server.stop()
+        await server.start()
+        await eventually(lambda: not transport.connected)
+        await transport.close()
 
 
 async def test_a_server_that_died_and_came_back_is_used_again() -> None:
