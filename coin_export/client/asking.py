@@ -65,7 +65,8 @@ class Asking:
         try:
             return await self._attempt(build, watch, self._request.started)
         except UndecodableError:
-            again = await self._pool.another_chance(build, self._request.ends)
+            arrived = self._attempts[-1].replies
+            again = await self._pool.another_chance(build, self._request.ends, arrived)
             if again is None:
                 raise
         return await self._attempt(again, watch, asyncio.get_running_loop().time())

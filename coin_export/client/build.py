@@ -10,7 +10,7 @@ same connection under the same version number shows only then, so a build should
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from coin_export.client.discovery import Reports, serving
 from coin_export.client.routing import Routing
@@ -80,6 +80,11 @@ class Build:
         up = [sum(server.up for server in routes) for routes in self._routes]
         rows = [row for row, count in enumerate(up) if count]
         return (len(rows), sum(up)) if self.code.decodable(rows) else (0, 0)
+
+    def suffices(self, rows: Collection[int], servers: Collection[Server]) -> bool:
+        """Tell whether these members, and those that these servers hold and are up for, determine every original."""
+        held = {row for row, routes in enumerate(self._routes) if any(s.up for s in routes if s in servers)}
+        return self.code.decodable({*rows, *held})
 
     def refresh(self, reports: Reports) -> None:
         """Take in what the servers say that they hold."""

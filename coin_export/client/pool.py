@@ -6,7 +6,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -128,20 +128,37 @@ class ServerPool:
             if not server.looking_up and now >= server.next_lookup:
                 self._look_up(server)
 
-    async def another_chance(self, failed: Build, until: float) -> Build | None:
+    async def another_chance(self, failed: Build, until: float, arrived: Collection[int]) -> Build | None:
         """Return a build for a request that ``failed`` could not answer: another one, or it again if things changed.
 
-        Looks up, as a last resort, the servers that may have been replaced, and waits for that, but not longer than
-        until the time given, or than connecting would: a roll-out costs such a request time, not its answer.
+        Looks up, as a last resort, the servers that may have been replaced, and waits until enough of them are in
+        order, but not longer than until the time given, or than connecting would: a roll-out costs such a request
+        time, not its answer, and a server that does not answer costs it neither.
+
+        Args:
+            failed: the build that it began with.
+            until: the loop's time at which it must have ended.
+            arrived: the rows that answered it.
         """
-        doubtful = [server for server in self._servers.values() if server.in_doubt and not self._closed]
-        tasks = [server.look_up_under_way or self._look_up(server) for server in doubtful]
-        if tasks:
-            timeout = min(until - self._loop.time(), self._limits.discovery_s)
-            await asyncio.wait(tasks, timeout=max(timeout, 0.0))
+        doubtful = {server for server in self._servers.values() if server.in_doubt and not self._closed}
+        look_ups = {server.look_up_under_way or self._look_up(server) for server in doubtful}
+        ends = min(until, self._loop.time() + self._limits.discovery_s)
+        waiting = look_ups
+        while waiting and not self._is_promising(failed, doubtful, arrived):
+            timeout = max(ends - self._loop.time(), 0.0)
+            done, waiting = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
         if self._closed or self._loop.time() >= until or not self.build.strength[0]:
             return None
-        return self.build if tasks or self.build is not failed else None
+        return self.build if look_ups or self.build is not failed else None
+
+    def _is_promising(self, failed: Build, doubtful: Collection[Server], arrived: Collection[int]) -> bool:
+        """Tell whether a request may begin again without waiting for more of the servers that were in doubt."""
+        if self.build is not failed:
+            return self.build.strength[0] > 0
+        # What failed on a server that was not in doubt would fail again.
+        return failed.suffices(arrived, doubtful)
 
     async def close(self) -> None:
         """Wait a bounded time for the calls under way, then close the connections.
