@@ -9,14 +9,13 @@ from typing import NamedTuple
 from coin_export.client.answer import Answers
 from coin_export.client.build import Build
 from coin_export.client.fanout import Fanout, Request
-from coin_export.client.gather import Finish, Gather
+from coin_export.client.gather import Finish, Gather, GiveUp
 from coin_export.client.memory import Memory
 from coin_export.client.observer import Observers
 from coin_export.client.outcome import undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.watch import RequestWatch
-from coin_export.errors import UndecodableError
 
 
 class Goal(NamedTuple):
@@ -51,6 +50,7 @@ class Asking:
         self._goal = goal
         self._request = request
         self._attempts: list[Fanout] = []
+        self._waited_s = 0.0  # from the beginning of the request to the end of the last attempt
 
     async def answers(self, build: Build, watch: RequestWatch | None = None) -> Answers:
         """Return the answers.
@@ -62,14 +62,17 @@ class Asking:
         Raises:
             UndecodableError: if too few members answered in time.
         """
-        try:
-            return await self._attempt(build, watch, self._request.started)
-        except UndecodableError:
-            arrived = self._attempts[-1].replies
-            again = await self._pool.another_chance(build, self._request.ends, arrived)
-            if again is None:
-                raise
-        return await self._attempt(again, watch, asyncio.get_running_loop().time())
+        outcome = await self._attempt(build, watch, self._request.started)
+        attempts = self._attempts
+        if isinstance(outcome, GiveUp):
+            again = await self._pool.another_chance(build, self._request.ends, attempts[0].replies)
+            if again is not None:
+                outcome = await self._attempt(again, watch, asyncio.get_running_loop().time())
+                if again is not build:
+                    attempts = attempts[1:]  # answers of two builds do not go together
+        if isinstance(outcome, Finish):
+            return self._goal.result(attempts[-1], outcome)
+        raise undecodable(attempts, outcome.cause, self._waited_s)
 
     async def watched_answers(self, build: Build, observers: Observers) -> Answers:
         """Return the answers as `answers` does, and tell observers how the request goes."""
@@ -90,16 +93,14 @@ class Asking:
             refusals = sum(attempt.refusals for attempt in self._attempts)
             watch.end(found, problem, decode_s=decode_s, refusals=refusals, budget_left=self._memory.bucket.left)
 
-    async def _attempt(self, build: Build, watch: RequestWatch | None, begins: float) -> Answers:
+    async def _attempt(self, build: Build, watch: RequestWatch | None, begins: float) -> Finish | GiveUp:
         goal = self._goal
         gather = Gather(build.code, goal.rows, self._policy, self._memory, begins, self._request.ends, goal.combination)
         fanout = Fanout(gather, build, self._request, watch)
         self._attempts.append(fanout)
         try:
             fanout.start()
-            outcome = await fanout.outcome
+            return await fanout.outcome
         finally:
+            self._waited_s = fanout.elapsed_s
             fanout.close()
-        if isinstance(outcome, Finish):
-            return goal.result(fanout, outcome)
-        raise undecodable(fanout, outcome.cause)

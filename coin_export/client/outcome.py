@@ -52,14 +52,22 @@ def mean(fanout: Fanout, finish: Finish) -> Answers:
     return Answers({group.name: answer})
 
 
-def undecodable(fanout: Fanout, cause: Cause) -> UndecodableError:
-    """Make the error: it hands over what arrived, and says of every other member why it is missing."""
-    group, elapsed_s = fanout.group, fanout.elapsed_s
-    arrived = {group.members[row].name: _direct(fanout, row) for row in sorted(fanout.replies)}
+def undecodable(attempts: Sequence[Fanout], cause: Cause, waited_s: float) -> UndecodableError:
+    """Make the error: it hands over what arrived, and says of every other member why it is missing.
+
+    Args:
+        attempts: to answer the request, on the same build.
+        cause: why the last one was given up.
+        waited_s: seconds from the beginning of the request until then.
+    """
+    last = attempts[-1]
+    group, elapsed_s = last.group, last.elapsed_s
+    found = {row: _direct(attempt, row) for attempt in attempts for row in attempt.replies}
+    arrived = {group.members[row].name: answer for row, answer in sorted(found.items())}
     failures = {
-        member.name: fanout.failures.get(row) or _silence(fanout.pending.get(row), elapsed_s)
+        member.name: last.failures.get(row) or _silence(last.pending.get(row), waited_s)
         for row, member in enumerate(group.members)
-        if row not in fanout.replies
+        if row not in found
     }
     message = (
         f"group {group.name!r}: {cause.value} after {1e3 * elapsed_s:.0f} ms; "
@@ -118,5 +126,5 @@ def _own_shapes(group: Group, rows: Sequence[int]) -> list[list[tuple[int, ...]]
     return [[tensors[place].shape for tensors in own] for place in range(len(group.outputs))]
 
 
-def _silence(address: str | None, elapsed_s: float) -> str:
-    return "it was not asked" if address is None else f"server {address}: no answer after {1e3 * elapsed_s:.0f} ms"
+def _silence(address: str | None, waited_s: float) -> str:
+    return "it was not asked" if address is None else f"server {address}: no answer after {1e3 * waited_s:.0f} ms"

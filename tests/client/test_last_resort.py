@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from coin_export.client import CodedClient, Source
-from tests.client.fake_triton import FakeTriton, aborting, eventually, one_each, started
+from coin_export.client import CodedClient, OnlyWhenDown, Policy, Source
+from coin_export.errors import UndecodableError
+from tests.client.fake_triton import FakeTriton, aborting, eventually, one_each, response_of, started, weights_of
 from tests.client.test_rollout import BATCH, OLD, QUICK, WIRES, build_of, holds
 
 
@@ -47,3 +48,37 @@ async def test_look_ups_are_waited_for_until_they_make_up_for_what_failed() -> N
         servers[3].metadata_hold.set()
         answers = await request
         assert {answer.source for answer in answers.values()} == {Source.DECODED}
+
+
+async def test_the_time_that_the_last_resort_took_counts() -> None:
+    servers = one_each(OLD)
+    async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK) as client:
+        await lose_connections(client, servers)
+        for server in servers:
+            server.metadata_hold.clear()
+        with pytest.raises(UndecodableError, match="too many members failed") as caught:
+            await client.infer({"input": BATCH}, deadline=0.5)
+        assert caught.value.elapsed_s > 0.4
+
+
+async def test_what_arrived_at_first_is_handed_over_when_the_second_attempt_fails_too() -> None:
+    servers = one_each(OLD)
+    failing = aborting("INTERNAL", "out of memory")
+
+    async def answer_once(batch: Any, context: Any) -> Any:
+        return response_of(batch @ weights_of(OLD, "a")) if servers[0].answered == 1 else await failing(batch, context)
+
+    options: dict[str, Any] = {"limits": QUICK, "policy": Policy(OnlyWhenDown())}
+    async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
+        first = client._connected.pool._servers[addresses[0]]
+        servers[0].reply, servers[1].reply, servers[2].reply = answer_once, failing, failing
+        servers[1].hold.clear()
+        await lose_connections(client, servers[2:])
+        servers[3].metadata_hold.clear()
+        request = asyncio.create_task(client.infer({"input": BATCH}))
+        await eventually(lambda: servers[0].answered == 1 and first.outstanding == 0)
+        servers[1].hold.set()
+        with pytest.raises(UndecodableError, match=r"arrived: a; missing: b: .*; coded_0: .*; coded_1: ") as caught:
+            await request
+        assert servers[0].asked == 2, "it was asked again"
+        assert set(caught.value.arrived) == {"a"} and set(caught.value.failures) == {"b", "coded_0", "coded_1"}
