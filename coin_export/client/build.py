@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection, Mapping
 
-from coin_export.client.discovery import Reports, serving
+from coin_export.client.discovery import Reports, left_out, serving
 from coin_export.client.routing import Routing
 from coin_export.client.server import Server
 from coin_export.client.signature import Signature
@@ -126,11 +126,10 @@ class Build:
         if self._routes[row]:
             return "; ".join(f"server {server.address}: {server.why_not_usable}" for server in self._routes[row])
         down = "; ".join(f"{server.address}: {server.down}" for server in self._servers.values() if server.down)
-        return (
-            f"no server that serves it could be reached: {down}"
-            if down
-            else "no server holds this build of it any more"
-        )
+        if down:
+            return f"no server that serves it could be reached: {down}"
+        reports = [server.report for server in self._servers.values() if server.report]
+        return f"no server holds this build of it any more{left_out(reports)}"
 
     def problem_with(self, row: int, server: Server, version: str) -> str:
         """Say why an answer may not be this build's; empty when it is.

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from coin_export.client.transport import Transport
+from coin_export.client.transport import ModelConfig, Transport
 from coin_export.code.manifest import PARAMETER_KEY, Group, from_json
-from coin_export.errors import DiscoveryError
+from coin_export.errors import DiscoveryError, ManifestError, TransportError
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ class Report:
 
     Attributes:
         version: of the server.
-        ready: whether it calls itself ready.
+        ready: whether it calls itself ready, and told the configuration of every model that it called ready.
         models: all models that are ready on it.
         served: those of them that belong to a group.
         other_versions: by model, the versions that are ready in place of the one that is asked for.
+        problems: with models that were left out: each says which server, which model and why.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Report:
     models: tuple[str, ...]
     served: tuple[Served, ...]
     other_versions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     def of(self, group: str) -> tuple[Served, ...]:
         """Return the served members of the group of this name."""
@@ -62,37 +64,52 @@ Reports = Mapping[str, Report]
 async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
     """Ask a server what it serves.
 
+    A model that cannot be used is left out, as it may be none of the group that is wanted: one whose description
+    cannot be read, that has another name than it was built with, or that was unloaded in the meantime.
+
     Args:
         transport: reaches it.
         versions: by model, the version to ask for, where the server's default is not wanted.
 
     Raises:
-        TransportError: if a call fails.
-        ManifestError: if a model's description of its group cannot be read.
-        DiscoveryError: if a model is served under another name than it was built for.
+        TransportError: if a call fails that is not about a single model, or the connection is lost.
     """
     server_version = await transport.server_metadata()
     ready = await transport.ready()
     models = await transport.model_index()
-    served = []
+    served: list[Served] = []
+    problems: list[str] = []
     other_versions = {}
     for model, found in models.items():
         version = versions.get(model, "")
         if version and version not in found:
             other_versions[model] = found
             continue
-        config = await transport.model_config(model, version)
-        text = config.parameters.get(PARAMETER_KEY)
-        if text is None:
-            continue
-        group, member = from_json(text, f"server {transport.address}, model {model!r}")
-        if member != model:
-            raise DiscoveryError(
-                f"server {transport.address}: model {model!r} was built as {member!r} of group {group.name!r}; "
-                "serve models under the names they were built with"
-            )
-        served.append(Served(group, member, config.max_batch_size, version or _default_version(found)))
-    return Report(server_version, ready, tuple(models), tuple(served), other_versions)
+        try:
+            config = await transport.model_config(model, version)
+            served += _served(transport.address, model, config, version or _default_version(found))
+        except TransportError as error:
+            if transport.version is None or not transport.connected:
+                raise  # it is the server that is gone
+            ready = False
+            problems.append(str(error))
+        except (ManifestError, DiscoveryError) as error:
+            problems.append(str(error))
+    return Report(server_version, ready, tuple(models), tuple(served), other_versions, tuple(problems))
+
+
+def _served(address: str, model: str, config: ModelConfig, version: str) -> list[Served]:
+    """Return the member of a group that a model is, if it is one."""
+    text = config.parameters.get(PARAMETER_KEY)
+    if text is None:
+        return []
+    group, member = from_json(text, f"server {address}, model {model!r}")
+    if member != model:
+        raise DiscoveryError(
+            f"server {address}: model {model!r} was built as {member!r} of group {group.name!r}; "
+            "serve models under the names they were built with"
+        )
+    return [Served(group, member, config.max_batch_size, version)]
 
 
 def resolve(reports: Reports, down: Mapping[str, str], wanted: str | None, versions: Mapping[str, str]) -> str:
@@ -114,7 +131,7 @@ def resolve(reports: Reports, down: Mapping[str, str], wanted: str | None, versi
     Raises:
         DiscoveryError: if no server answered, no group or several are served, servers hold builds of which none
             can do alone or that are too different, a member or its version is served by none, or too few are
-            reachable.
+            reachable; it names the models that were left out.
     """
     if not reports:
         raise DiscoveryError(
@@ -152,6 +169,12 @@ def serving(reports: Reports, group: Group) -> dict[str, dict[str, Served]]:
     return found
 
 
+def left_out(reports: Iterable[Report]) -> str:
+    """Say, after what else is said, which models were left out and why; empty if none was."""
+    problems = [problem for report in reports for problem in report.problems]
+    return f". Models left out: {'; '.join(problems)}" if problems else ""
+
+
 def may_replace(group: Group, other: Group) -> bool:
     """Tell whether callers of one build can be answered by the other: same members, inputs and outputs."""
     return _interface(group) == _interface(other)
@@ -172,14 +195,17 @@ def _choose_group(reports: Reports, down: Mapping[str, str], wanted: str | None)
     if wanted in names:
         return str(wanted)
     unreachable = f" Not reached: {_listed(down)}." if down else ""
+    unusable = left_out(reports.values())
     if not names:
         models = {address: _named(report.models) for address, report in reports.items()}
         raise DiscoveryError(
-            f"no server serves a model of a coded group; they serve {_listed(models)}.{unreachable} "
+            f"no server serves a model of a coded group; they serve {_listed(models)}{unusable}.{unreachable} "
             "Build a repository with `coin-export build RECIPE.yaml` and serve it"
         )
     if wanted is not None:
-        raise DiscoveryError(f"no server serves group {wanted!r}; the groups served are {names}.{unreachable}")
+        raise DiscoveryError(
+            f"no server serves group {wanted!r}; the groups served are {names}{unusable}.{unreachable}"
+        )
     if len(names) > 1:
         groups = {
             address: _named(sorted({served.group.name for served in report.served}))
@@ -221,6 +247,7 @@ def _check_roll_out(builds: Mapping[str, Group], reports: Reports) -> None:
         raise DiscoveryError(
             f"the servers hold different builds of group {first.name!r}, which must not be decoded together, and none "
             f"of them is served by enough members: {_listed(holders)}; serve all members from one build"
+            f"{left_out(reports.values())}"
         )
 
 
@@ -241,13 +268,14 @@ def _check_whole(
         models = {address: _named(report.models) for address, report in reports.items()}
         raise DiscoveryError(
             f"group {group.name!r}: {_named(missing)} served by none of the servers, which serve {_listed(models)}; "
-            "add the address of a server that does"
+            f"add the address of a server that does{left_out(reports.values())}"
         )
     reachable = [row for row, member in enumerate(group.members) if member.name not in missing]
     if not group.code.decodable(reachable):
         raise DiscoveryError(
             f"group {group.name!r}: only {len(reachable)} of its {len(group.members)} members can be reached, "
             f"{group.code.k} are needed; missing: {_named(missing)}. Not reached: {_listed(absent)}"
+            f"{left_out(reports.values())}"
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from coin_export.client.answer import Array
 from coin_export.client.build import Build
-from coin_export.client.discovery import Report, builds_of, may_replace, resolve
+from coin_export.client.discovery import Report, builds_of, left_out, may_replace, resolve
 from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observers
 from coin_export.client.routing import Routing
@@ -225,7 +225,7 @@ class ServerPool:
         served = report.of(group.name)
         strange = [item.group for item in served if not may_replace(group, item.group)]
         if not served:
-            self._set_down(server, f"it serves no member of group {group.name!r}")
+            self._set_down(server, f"it serves no member of group {group.name!r}{left_out([report])}")
         elif strange:
             reason = f"it holds a build of group {group.name!r} with other models, inputs or outputs"
             self._set_down(server, f"{reason}; connect anew to use it")

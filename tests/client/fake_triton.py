@@ -62,6 +62,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         had_deadline: whether any request carried a gRPC deadline.
         metadata_hold: calls for metadata wait for it while it is cleared.
         max_batch_size: in every model's configuration.
+        configs: descriptions of groups in place of the models' own, by model.
+        unloaded: models that are in the index and have no configuration any more.
         model_versions: that are ready, by model; "1" alone of the others.
         asked_versions: of the inference requests that came in.
     """
@@ -79,6 +81,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         self.metadata_hold.set()
         self.reply: Reply | None = None
         self.configs: dict[str, str] = {}
+        self.unloaded: set[str] = set()
         self.model_versions: dict[str, tuple[str, ...]] = {}
         self.asked_versions: list[str] = []
         self.asked = self.answered = self.cancelled = self.metadata_calls = 0
@@ -126,6 +129,8 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         return index
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.name in self.unloaded:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown model: '{request.name}' has no available versions")
         response = service_pb2.ModelConfigResponse()
         response.config.name = request.name
         response.config.max_batch_size = self.max_batch_size

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import socket
 from dataclasses import replace
@@ -28,6 +29,7 @@ GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
 PATIENT = Policy(decode=AfterGrace(at_least_s=30.0))
 QUICK = Limits(discovery_s=1.0, lookup_interval_s=0.01, close_s=0.05)
+OF_ANOTHER_RELEASE = json.dumps({**json.loads(GROUP.to_json("a")), "schema_version": 99})
 
 
 def refused_address() -> str:
@@ -185,6 +187,55 @@ async def test_a_description_that_cannot_be_read_is_reported(text: str, message:
     async with started(server) as addresses:
         with pytest.raises(DiscoveryError, match=message):
             await discover(addresses)
+
+
+async def test_descriptions_of_another_release_are_reported_when_there_is_no_other_group() -> None:
+    server = FakeTriton(GROUP, ["a", "b", "coded_0"])
+    server.configs = dict.fromkeys(server.members, OF_ANOTHER_RELEASE)
+    async with started(server) as addresses:
+        with pytest.raises(DiscoveryError, match="no server serves a model of a coded group") as caught:
+            await discover(addresses)
+        assert f"Models left out: server {addresses[0]}, model 'a': the group's description has schema version 99" in (
+            str(caught.value)
+        )
+        with pytest.raises(DiscoveryError, match=r"no server serves a model of .*schema version 99"):
+            await discover(addresses, "digits")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", OF_ANOTHER_RELEASE, renamed(GROUP, "letters").to_json("a"), None],
+    ids=["unreadable", "of another release", "renamed", "unloaded"],
+)
+async def test_a_strange_model_does_the_group_no_harm(text: str | None) -> None:
+    servers = one_each(GROUP)
+
+    def load_strange_model(server: FakeTriton) -> None:
+        server.members.insert(0, "strange")
+        if text is None:
+            server.unloaded.add("strange")
+        else:
+            server.configs["strange"] = text
+
+    load_strange_model(servers[0])
+    limits = replace(QUICK, rediscovery_interval_s=0.01)
+    async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT, limits=limits) as client:
+        assert (await client.infer({"input": BATCH}))["a"].source is Source.DIRECT
+        load_strange_model(servers[1])
+        looked_up = servers[1].metadata_calls
+        await ask_until(client, lambda _: servers[1].metadata_calls > looked_up + 1)
+        answers = await client.infer({"input": BATCH})
+        assert [answer.source for answer in answers.values()] == [Source.DIRECT, Source.DIRECT]
+
+
+async def test_a_model_that_is_unloaded_during_the_look_up_is_looked_up_again(caplog: pytest.LogCaptureFixture) -> None:
+    servers = one_each(GROUP)
+    servers[0].unloaded.add("a")
+    async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK, policy=PATIENT) as client:
+        assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED
+        assert f"Models left out: server {addresses[0]}, configuration of model 'a': NOT_FOUND" in caplog.text
+        servers[0].unloaded.clear()
+        await ask_until(client, lambda answers: answers["a"].source is Source.DIRECT)
 
 
 @pytest.mark.parametrize("where", ["inputs", "outputs"])
