@@ -71,19 +71,19 @@ class Build:
 
     @property
     def up(self) -> bool:
-        """Whether any server that holds it is up."""
-        return any(server.up for routes in self._routes for server in routes)
+        """Whether any server that holds it is usable."""
+        return any(server.usable for routes in self._routes for server in routes)
 
     @property
     def strength(self) -> tuple[int, int]:
         """How well it can be used: the members that are up, and the servers for them; (0, 0) if they do not suffice."""
-        up = [sum(server.up for server in routes) for routes in self._routes]
+        up = [sum(server.usable for server in routes) for routes in self._routes]
         rows = [row for row, count in enumerate(up) if count]
         return (len(rows), sum(up)) if self.code.decodable(rows) else (0, 0)
 
     def suffices(self, rows: Collection[int], servers: Collection[Server]) -> bool:
-        """Tell whether these members, and those that these servers hold and are up for, determine every original."""
-        held = {row for row, routes in enumerate(self._routes) if any(s.up for s in routes if s in servers)}
+        """Tell whether these members, and those that usable ones of these servers hold, determine every original."""
+        held = {row for row, routes in enumerate(self._routes) if any(s.usable for s in routes if s in servers)}
         return self.code.decodable({*rows, *held})
 
     def refresh(self, reports: Reports) -> None:

@@ -149,7 +149,7 @@ class Observer:
         """Take note that an abandoned call has really ended: answered, or failed if ``error`` is not empty."""
 
     def server_down(self, address: str, reason: str) -> None:
-        """Take note that a server counts as down (its breaker is open) and is asked no more."""
+        """Take note that a server counts as down and is asked no more: it misses calls, or too many are abandoned."""
 
     def server_up(self, address: str) -> None:
         """Take note that a server is in use, for the first time or again."""

@@ -58,13 +58,16 @@ class ServerPool:
         self._closed = False
         self._builds: dict[str, Build] = {}  # by generation, those that servers hold, the newest last
         self._build: Build | None = None
-        self._servers = {address: Server(transport(address), limits, self._doubt) for address in addresses}
+        self._servers = {
+            address: Server(transport(address), limits, self._doubt, self._room_changed) for address in addresses
+        }
         self._make_build = partial(
             Build, servers=self._servers, versions=versions, routing=routing, rng=random.Random()
         )
         # Servers whose state is in doubt: down, or unavailable a moment ago. Looked up until they are in order.
         self._suspects = set(self._servers.values())
         self._rediscover_at = math.inf
+        self._told_up: dict[Server, bool] = {}  # what the observers were told last
 
     @property
     def build(self) -> Build:
@@ -103,9 +106,8 @@ class ServerPool:
         self._settle()
         for server in self._servers.values():
             if server.down:
-                self._tell_down(server)
-            else:
-                self._tell_up(server)
+                self._log_down(server)
+            self._tell(server)
         for member, addresses in self.build.servers.items():
             if not addresses:
                 logger.warning(
@@ -213,7 +215,7 @@ class ServerPool:
             logger.info(
                 "server %s is in use again", server.address, extra={"event": "server_up", "server": server.address}
             )
-            self._tell_up(server)
+        self._tell(server)
 
     @property
     def _reports(self) -> dict[str, Report]:
@@ -260,18 +262,30 @@ class ServerPool:
     def _set_down(self, server: Server, reason: str) -> None:
         was_up, server.down = not server.down, reason
         if was_up and not self._closed:
-            self._tell_down(server)
+            self._log_down(server)
+            self._tell(server)
+
+    def _room_changed(self, server: Server) -> None:
+        self._settle()
+        self._tell(server)
 
     def _tell_build_changed(self, group: str, old: str, new: str) -> None:
         fields = {"event": "build_changed", "group": group, "old": old, "new": new}
         logger.warning("group %s: requests go to build %s now, no longer to %s", group, new, old, extra=fields)
         self._observers.tell(lambda observer: observer.build_changed(group, old, new))
 
-    def _tell_up(self, server: Server) -> None:
-        self._observers.tell(lambda observer: observer.server_up(server.address))
+    def _tell(self, server: Server) -> None:
+        """Tell the observers whether a server counts as down, unless they know."""
+        address, reason = server.address, server.why_down
+        up = not reason
+        if self._told_up.get(server) is up:
+            return
+        self._told_up[server] = up
+        if up:
+            self._observers.tell(lambda observer: observer.server_up(address))
+        else:
+            self._observers.tell(lambda observer: observer.server_down(address, reason))
 
-    def _tell_down(self, server: Server) -> None:
-        address, reason = server.address, server.down
-        fields = {"event": "server_down", "server": address, "reason": reason}
-        logger.warning("server %s counts as down: %s", address, reason, extra=fields)
-        self._observers.tell(lambda observer: observer.server_down(address, reason))
+    def _log_down(self, server: Server) -> None:
+        fields = {"event": "server_down", "server": server.address, "reason": server.down}
+        logger.warning("server %s counts as down: %s", server.address, server.down, extra=fields)

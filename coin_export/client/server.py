@@ -6,8 +6,9 @@ look-up that succeeds puts it on probation, in which one more miss opens the bre
 for good.
 
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
-any more is abandoned: it runs to its end in its own task, its answer is dropped, and the number of such calls is
-bounded, since each of them still costs the server its work and the client its memory.
+any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
+server its work and the client its memory, a server that has too many of them counts as down, too, and is sent nothing
+until some have ended.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class Limits:
     """Bounds on what a client does besides waiting for answers.
 
     Attributes:
-        abandoned_per_server: with this many abandoned calls under way a server counts as down.
+        abandoned_per_server: with this many abandoned calls under way, or more, a server counts as down and is sent
+            nothing. Calls that are under way by then may be abandoned on top.
         misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
@@ -65,14 +67,21 @@ class Server:
         limits: bounds on calls without an answer.
         on_doubt: told why the server is to count as down; nothing (an empty text) when a call only failed in a way
             that lets another server have taken its place.
+        on_room: told when the bound on abandoned calls is reached, and when there is room again.
 
     Attributes:
         report: what it serves; None until it was looked up.
-        down: why it is not asked; empty when it is.
+        down: why it is not asked, but for the bound on abandoned calls; empty when it is.
         next_lookup: not before this time of the event loop.
     """
 
-    def __init__(self, transport: Transport, limits: Limits, on_doubt: Callable[[Server, str], None]) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        limits: Limits,
+        on_doubt: Callable[[Server, str], None],
+        on_room: Callable[[Server], None] = lambda server: None,
+    ) -> None:
         self.transport = transport
         self.address = transport.address
         self.report: Report | None = None
@@ -80,6 +89,7 @@ class Server:
         self.next_lookup = 0.0
         self._limits = limits
         self._on_doubt = on_doubt
+        self._on_room = on_room
         self._look_up: Task | None = None
         # Whether what it holds is in doubt, and how often that was said: a look-up settles what was said before it.
         self._doubted = False
@@ -115,13 +125,8 @@ class Server:
         return self._doubted or not self.transport.connected
 
     @property
-    def up(self) -> bool:
-        """Whether it answers, as far as is known, and what it holds is known."""
-        return not self.down and not self.in_doubt
-
-    @property
     def usable(self) -> bool:
-        """Whether requests may be sent to it: it is up and has room."""
+        """Whether requests may be sent to it: it does not count as down, and what it holds is known."""
         return not (self.down or self._doubted) and self.has_room and self.transport.connected
 
     @property
@@ -130,11 +135,18 @@ class Server:
         return len(self._abandoned) < self._limits.abandoned_per_server
 
     @property
+    def why_down(self) -> str:
+        """Why it counts as down, the bound on abandoned calls included; empty when it does not."""
+        if self.down or self.has_room:
+            return self.down
+        return f"{len(self._abandoned)} abandoned calls to it are still unanswered"
+
+    @property
     def why_not_usable(self) -> str:
         """Why requests may not be sent to it."""
         if not self.down and self.in_doubt:
             return "it, or its models, may have been replaced a moment ago; it is being looked up again"
-        return self.down or f"{len(self._abandoned)} abandoned calls to it are still unanswered"
+        return self.why_down
 
     def look_up(self, versions: Mapping[str, str], on_end: OnEnd) -> Task:
         """Ask the server what it serves (see `ask`); says nothing about how it answers requests."""
@@ -184,8 +196,11 @@ class Server:
             task.add_done_callback(self._forget)  # a task that is cancelled before it began says nothing
             return task.cancel()
         self._calls[task] = on_late
+        had_room = self.has_room
         self._abandoned.add(task)
-        if len(self._abandoned) >= self._limits.abandoned_per_server and not self._overflow_logged:
+        if had_room and not self.has_room:
+            self._on_room(self)
+        if not self.has_room and not self._overflow_logged:
             self._overflow_logged = True
             logger.warning(
                 "server %s leaves %d abandoned calls unanswered; it counts as down until some of them end",
@@ -212,6 +227,7 @@ class Server:
 
     def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
         on_end = self._calls.pop(task)
+        had_room = self.has_room
         self._abandoned.discard(task)
         if not self._abandoned:
             self._overflow_logged = False
@@ -222,6 +238,8 @@ class Server:
             self._judge(error)
         if error is not None and not cancelled and (self.transport.version is None or not self.transport.connected):
             self.recheck()
+        if self.has_room and not had_room:
+            self._on_room(self)
         if on_end is not None:
             on_end(result, error)
 

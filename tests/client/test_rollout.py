@@ -61,9 +61,9 @@ def build_of(answers: Answers, builds: Sequence[Group] = (OLD, NEW)) -> Group:
 
 
 def holds(client: CodedClient, server: FakeTriton, build: Group) -> bool:
-    """Whether the client knows that a server that is up holds a build."""
+    """Whether the client knows that a server that is usable holds a build."""
     known = client._connected.pool._servers[server.address]
-    return known.up and known.report is not None and known.report.served[0].generation == build.generation
+    return known.usable and known.report is not None and known.report.served[0].generation == build.generation
 
 
 async def turned(client: CodedClient) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
 
 from coin_export.client import AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, CodedClient, Limits, Policy, Source
+from coin_export.client.metrics import MetricsObserver
 from coin_export.errors import UndecodableError
 from tests.client.fake_triton import PIXELS, aborting, ask_until, eventually, make_group, one_each, started
+from tests.client.recorder import Recorder
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -69,6 +73,29 @@ async def test_abandoned_calls_are_bounded_and_the_server_is_used_again_when_the
         await eventually(lambda: servers[0].answered == 3)
         await ask_until(client, lambda _: servers[0].asked > 3)
     assert caplog.text.count("abandoned calls unanswered") == 1
+
+
+async def test_reaching_the_bound_on_abandoned_calls_and_falling_below_it_are_told() -> None:
+    recorder, registry = Recorder(), CollectorRegistry()
+    servers = one_each(GROUP)
+    servers[0].hold.clear()
+    options: dict[str, Any] = {"policy": SOON, "limits": Limits(abandoned_per_server=2)}
+    async with started(*servers) as addresses:
+        full, up = (addresses[0], "2 abandoned calls to it are still unanswered"), [(item, "") for item in addresses]
+
+        def is_down() -> bool:
+            return registry.get_sample_value("coin_client_breaker_open", {"server": addresses[0]}) == 1
+
+        observers = [recorder, MetricsObserver(registry)]
+        async with CodedClient(addresses, observers=observers, **options) as client:
+            await client.infer({"input": BATCH})
+            assert recorder.servers == up and not is_down() and client._connected.pool.build.strength == (3, 3)
+            for _ in range(3):
+                await client.infer({"input": BATCH})
+            assert recorder.servers == [*up, full] and is_down() and client._connected.pool.build.strength == (2, 2)
+            servers[0].hold.set()
+            await eventually(lambda: not is_down())
+            assert recorder.servers == [*up, full, up[0]] and client._connected.pool.build.strength == (3, 3)
 
 
 async def test_the_late_answer_of_an_abandoned_call_teaches() -> None:

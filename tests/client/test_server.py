@@ -21,14 +21,21 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
         told.append(name)
 
     transport = ScriptedTransport("127.0.0.1:1", make_group(), ["a"], iter(()))
-    server = Server(transport, Limits(abandoned_per_server=1), lambda server, reason: None)
+    room: list[bool] = []
+    server = Server(
+        transport,
+        Limits(abandoned_per_server=1),
+        lambda server, reason: None,
+        lambda server: room.append(server.has_room),
+    )
     server.down = ""
     kept, released = server.call(tell, work, "kept"), server.call(tell, work, "released")
     server.release(released)
     assert not server.usable and server.why_not_usable == "1 abandoned calls to it are still unanswered"
+    assert room == [False]
     await asyncio.wait(server.calls)
     assert ended == ["kept", "released"] and told == ["kept"]
-    assert server.usable and server.calls == ()
+    assert server.usable and server.calls == () and room == [False, True]
     server.release(kept)  # a call that has ended stays as it is
     assert server.usable
 

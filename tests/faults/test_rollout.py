@@ -76,7 +76,7 @@ async def test_a_client_that_was_idle_meanwhile_does_not_decode_builds_together(
 def holds(asker: Asker, address: str, build: LinearGroup) -> bool:
     """Whether the client knows that a server that is up holds a build."""
     server = asker.client._connected.pool._servers[address]
-    return server.up and server.report is not None and server.report.served[0].generation == build.group.generation
+    return server.usable and server.report is not None and server.report.served[0].generation == build.group.generation
 
 
 async def build_of_answers(asker: Asker, builds: tuple[LinearGroup, ...], random: np.random.Generator) -> int:
