@@ -218,6 +218,7 @@ class FrontEnd:
 
     def _release(self, request: _Request) -> None:
         """Lose interest in what is under way."""
+        request.wake_at = math.inf
         for call in request.calls:
             if not (call.ended or call.dropped):
                 if not call.overdue and self._is_overdue(request, call):
