@@ -57,7 +57,7 @@ class TokenBucket:
 
     def spend(self, requests: int) -> bool:
         """Pay for helping requests, for all of them or none; tell whether there was enough."""
-        if requests > self._tokens:
+        if requests > max(self._tokens, 0.0):  # nothing costs nothing, whatever is owed
             return False
         self._tokens -= requests
         return True

@@ -228,7 +228,7 @@ class Gather:
         self._help_at = math.inf
         if not self._memory.bucket.spend(len(rows - self._withheld)):
             self.refusals += 1
-            self._help_at = now + (now - self.started)  # try again after as long again
+            self._help_at = now + (now - self.started or self.patience_s)  # try again after as long again
             rows = self._withheld if self._code.decodable(expected | self._withheld, self._goal) else set()
         actions += self._ask_for_help(rows, now)
         self._help_at = min([self._help_at, *(at for at in self._late_at.values() if at > now)])

@@ -164,6 +164,8 @@ def test_what_replacing_one_member_takes_beyond_one_call_is_owed() -> None:
     assert memory.bucket.left == -5.0  # 7 a request, and no more on credit than a full bucket
     slow = run(code, (0,), policy, [Fate(0.100), *[Fate(0.001)] * 8], started=9e3, memory=memory)
     assert slow is not None and set(slow.sent_at) == {0}
+    down = run(code, (0,), policy, [Fate(0.002, down=True), *[Fate(0.001)] * 8], started=10e3, memory=memory)
+    assert down is not None and isinstance(down.outcome, Finish) and 0 not in down.sent_at
 
 
 @pytest.mark.parametrize(("k", "most"), [(2, 0.10), (8, 0.03), (32, 0.03)])
