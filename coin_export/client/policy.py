@@ -130,12 +130,14 @@ class AfterQuantile:
 
     def coded_at(self, request: Begun, recent: Latencies) -> float:
         """See `CodedTiming`."""
-        return min(request.started + self.after_s(recent), (request.started + request.deadline) / 2)
+        late_s = self.late_s(recent)
+        at = request.started + (self.start_s if late_s is None else late_s)
+        return min(at, (request.started + request.deadline) / 2)
 
-    def after_s(self, recent: Latencies) -> float:
-        """Return how many seconds a call may take before it counts as late."""
+    def late_s(self, recent: Latencies) -> float | None:
+        """Return after how many seconds a call counts as late; None while too few latencies are known."""
         usual = recent.quantile(self.q, self.window)
-        return self.start_s if usual is None else self.factor * usual
+        return None if usual is None else self.factor * usual
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class AfterGrace:
     The grace is ``share`` of the time from asking the helping members to being decodable, as servers in good health
     answer within about twice the time of the fastest of them; but it ends when a direct answer counts as late by
     ``late``. So a healthy group returns nearly all answers directly, and help that was asked for because an answer was
-    late by the same measure is taken as soon as it comes. ``at_least_s`` seconds are waited whatever the rest says.
+    late by the same measure is taken as soon as it comes. What is late is known after some calls; the first ones of a
+    client are given their share. ``at_least_s`` seconds are waited whatever the rest says.
 
     Raises:
         UserError: if a number is negative or not finite.
@@ -179,9 +182,11 @@ class AfterGrace:
 
     def decode_at(self, decodable: Decodable, recent: Latencies) -> float:
         """See `DecodeTiming`."""
-        in_proportion = self.share * (decodable.at - decodable.helped)
-        until_late = decodable.started + self.late.after_s(recent) - decodable.at
-        return decodable.at + max(self.at_least_s, min(in_proportion, until_late))
+        grace = self.share * (decodable.at - decodable.helped)
+        late_s = self.late.late_s(recent)
+        if late_s is not None:
+            grace = min(grace, decodable.started + late_s - decodable.at)
+        return decodable.at + max(self.at_least_s, grace)
 
 
 @dataclass(frozen=True)

@@ -55,8 +55,8 @@ def test_the_grace_has_a_least_length_also_for_direct_answers_that_are_late() ->
     assert AfterGrace(0.1).decode_at(decodable, usually(0.010)) == pytest.approx(3.6)
 
 
-def test_while_too_few_latencies_are_known_the_grace_ends_after_a_fixed_time() -> None:
-    assert AfterGrace(late=AfterQuantile(start_s=0.07)).decode_at(Decodable(3.0, 3.0, 3.06), UNKNOWN) == 3.07
+def test_while_too_few_latencies_are_known_the_grace_is_in_proportion_alone() -> None:
+    assert AfterGrace(share=0.5).decode_at(Decodable(3.0, 3.0, 5.0), UNKNOWN) == 6.0
 
 
 def test_the_default_asks_for_help_a_quarter_later_than_the_recent_p95_within_a_tenth_more_requests() -> None:

@@ -76,13 +76,14 @@ def test_a_group_in_one_domain_is_hit_as_a_whole() -> None:
 
 
 def test_the_coded_answer_stands_in_for_the_server_that_stands_still() -> None:
-    """As above, with a coded model that takes 1 s: the first request is decodable at 1 s, the second at 3 s.
+    """As above, with a coded model that takes 1 s: the second request is decodable at 3 s.
 
-    What is usual is not known yet, so all these direct answers count as late, and none is waited for.
+    Sent at 1 s and decodable 2 s later, it waits as long again for the direct answer, which would come at 5.5 s,
+    and is decoded at 5 s.
     """
     works = [[1.0, 2.0, 1.0], [1.0, 1.0, 1.0]]
     tally = simulate_group(CODED_AT_ONCE, PAIR, [0.0, 1.0], works, [[(1.5, 5.0)], [], []])
-    assert tally.latencies_s.tolist() == [1.0, 2.0]
+    assert tally.latencies_s.tolist() == [2.0, 4.0]
     assert tally.executed == 6
 
 
