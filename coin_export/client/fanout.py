@@ -108,9 +108,10 @@ class Fanout:
         for row, call in self._calls.items():
             if call.task.done():
                 continue
-            # A call that is cancelled cannot show by a late answer that its server is well.
-            judged = row in self._gather.lacked or not call.server.transport.may_cancel
-            overdue = ended and judged and row not in self._overdue and self._is_overdue(call, now)
+            overdue = ended and row not in self._overdue and self._is_overdue(call, now)
+            if overdue and call.server.transport.may_cancel:
+                # Cancelled, it cannot show by a late answer that its server is well.
+                overdue = row in self._gather.lacked
             on_late = partial(_learn_late, self._gather, row, call.watch)
             cancelled = call.server.release(call.task, on_late, overdue=overdue)
             if cancelled and ended:

@@ -157,11 +157,10 @@ class Gather:
         if self.ended:
             return []
         self._failed.add(row)
-        self._to_replace += self._late_at.pop(row, None) is not None
+        self._fall_out(row)
         self._askable -= {row}
         if not self._code.decodable(self._code.members - self._failed, self._goal):
             return self._give_up(Cause.TOO_FEW)
-        self._fell_out = True
         return self._proceed(now)
 
     def withheld(self, row: int, now: float) -> list[Action]:
@@ -169,19 +168,16 @@ class Gather:
         if self.ended:
             return []
         self._withheld.add(row)
-        self._to_replace += self._late_at.pop(row, None) is not None
+        self._fall_out(row)
         resort_at = self._resort_at(now)
         self._late_at = {other: min(at, resort_at) for other, at in self._late_at.items()}
-        self._fell_out = True
         return self._proceed(now)
 
     def doubted(self, row: int, now: float) -> list[Action]:
         """Tell that the server of a member that was asked counts as down by now; its answer is welcome all the same."""
         if self.ended or row not in self._late_at:
             return []
-        del self._late_at[row]
-        self._to_replace += 1
-        self._fell_out = True
+        self._fall_out(row)
         return self._proceed(now)
 
     def overtaken(self, row: int, now: float) -> None:
@@ -194,6 +190,11 @@ class Gather:
             return []
         self._wake_at = math.inf
         return self._proceed(now)
+
+    def _fall_out(self, row: int) -> None:
+        """Count no longer on a member; it is to be replaced if it was counted on."""
+        self._to_replace += self._late_at.pop(row, None) is not None
+        self._fell_out = True
 
     def _proceed(self, now: float) -> list[Action]:
         if not self._missing:

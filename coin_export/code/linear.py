@@ -136,6 +136,10 @@ class LinearCode:
         """The numbers of all models."""
         return frozenset(range(self.n))
 
+    def left_by(self, lost: Collection[int]) -> frozenset[int]:
+        """Return the numbers of the models that a loss leaves."""
+        return self.members.difference(lost)
+
     @property
     def generator(self) -> Matrix:
         """The generator matrix, shape (n, k): the identity above the rows of coefficients."""
@@ -175,14 +179,13 @@ class LinearCode:
         """
         for size in range(1, self.m + 1):
             for lost in combinations(range(self.n), size):
-                if lost[0] < self.k and self.decodable([index for index in range(self.n) if index not in lost]):
+                if lost[0] < self.k and self.decodable(self.left_by(lost)):
                     yield lost
 
     def survives_any(self, erasures: int) -> bool:
         """Tell whether every original is decodable after *any* ``erasures`` of the n models are lost."""
         return erasures <= self.n and all(
-            self.decodable([index for index in range(self.n) if index not in lost])
-            for lost in combinations(range(self.n), erasures)
+            self.decodable(self.left_by(lost)) for lost in combinations(range(self.n), erasures)
         )
 
     def worst_condition(self) -> float:
@@ -200,7 +203,7 @@ class LinearCode:
         """The loss of m models that decoding makes good worst; its noise gain is infinite where it cannot."""
         worst = WorstLoss((), 0, 0.0)
         for lost in combinations(range(self.n), self.m):
-            decoding = _solve(self, frozenset(range(self.n)) - set(lost), tuple(range(self.k)))
+            decoding = _solve(self, self.left_by(lost), tuple(range(self.k)))
             if decoding is None:
                 return WorstLoss(lost, None, math.inf)
             gain = max(decoding.noise_gain)

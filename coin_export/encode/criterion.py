@@ -93,7 +93,7 @@ def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:
     weights: list[list[float]] = []
     for pattern in _patterns(code):
         lost = [index for index in pattern if index < code.k]
-        decoding = code.decoding([index for index in range(code.n) if index not in pattern], lost)
+        decoding = code.decoding(code.left_by(pattern), lost)
         columns = {source: column for column, source in enumerate(decoding.sources)}
         for index, row in zip(lost, decoding.weights.tolist(), strict=True):
             wanted.append(index)
@@ -115,13 +115,9 @@ def _patterns(code: LinearCode) -> list[tuple[int, ...]]:
         else:
             draws = range(_TRIES * quota)
             candidates = (tuple(sorted(generator.sample(range(code.n), size))) for _ in draws)
-        fitting = (lost for lost in candidates if lost[0] < code.k and lost not in chosen and _can_lose(code, lost))
+        fitting = (lost for lost in candidates if lost[0] < code.k and code.decodable(code.left_by(lost)))
         chosen.update(dict.fromkeys(islice(fitting, quota)))
     return list(chosen)
-
-
-def _can_lose(code: LinearCode, lost: tuple[int, ...]) -> bool:
-    return code.decodable(code.members.difference(lost))
 
 
 def finite(value: float) -> float:

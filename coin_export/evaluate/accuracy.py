@@ -86,7 +86,7 @@ def _quality(
     labelled: LabelledOutputs | None,
 ) -> Quality:
     decoded, direct = decoded_outputs(code, held_out, pattern, wanted), held_out[wanted]
-    gain = code.decoding([index for index in range(code.n) if index not in pattern], [wanted]).noise_gain[0]
+    gain = code.decoding(code.left_by(pattern), [wanted]).noise_gain[0]
     degraded = None
     if labelled is not None:
         degraded = accuracy(decoded_outputs(code, labelled.members, pattern, wanted), labelled.labels)

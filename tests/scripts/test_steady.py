@@ -1,8 +1,8 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
 
+import psutil
 import pytest
 
 from scripts.bench.steady import steady
@@ -15,22 +15,17 @@ with steady() as permitted:
 """
 
 
-def children() -> list[int]:
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
-    return [pid for pid in map(int, found.stdout.split()) if Path(f"/proc/{pid}").exists()]
-
-
 def test_what_is_measured_comes_first_and_processors_stay_awake_until_it_ends() -> None:
     before = os.sched_getscheduler(0)
-    others = set(children())
+    others = set(psutil.Process().children())
     with steady() as permitted:
         if not permitted:
             pytest.skip("no permission for real-time priority")
         assert os.sched_getscheduler(0) == os.SCHED_RR
-        spinning = set(children()) - others
+        spinning = set(psutil.Process().children()) - others
         assert len(spinning) == len(os.sched_getaffinity(0))
     assert os.sched_getscheduler(0) == before
-    assert not spinning & set(children())
+    assert not spinning & set(psutil.Process().children())
 
 
 def test_without_the_permission_nothing_is_changed() -> None:
