@@ -8,7 +8,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc  # type: ignore[import-untyped]  # grpcio ships no type information
 import numpy as np
@@ -20,6 +20,7 @@ from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import PARAMETER_KEY, Group, Member, Quality, Tensor
 
 Reply = Callable[[npt.NDArray[np.float32], Any], Awaitable[Any]]
+Fake = TypeVar("Fake", bound="FakeTriton")
 
 CODE = LinearCode(((0.5, 0.5),))
 CLASSES = 3
@@ -223,7 +224,14 @@ async def ask_until(client: CodedClient, condition: Callable[[Answers], bool]) -
 
 def one_each(group: Group, versions: Mapping[str, str] | None = None, version: str = "2.51.0") -> list[FakeTriton]:
     """One server per member."""
-    return [FakeTriton(group, [member.name], (versions or {}).get(member.name, version)) for member in group.members]
+    return one_each_of(FakeTriton, group, versions, version)
+
+
+def one_each_of(
+    kind: type[Fake], group: Group, versions: Mapping[str, str] | None = None, version: str = "2.51.0"
+) -> list[Fake]:
+    """One server of this kind per member."""
+    return [kind(group, [member.name], (versions or {}).get(member.name, version)) for member in group.members]
 
 
 def edited(group: Group, member: str, **changes: Any) -> str:

@@ -25,7 +25,16 @@ from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import PARAMETER_KEY, from_json
 from coin_export.errors import ClientError, ManifestError, UndecodableError
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import CLASSES, PIXELS, FakeTriton, make_group, response_of, started, weights_of
+from tests.client.fake_triton import (
+    CLASSES,
+    PIXELS,
+    FakeTriton,
+    make_group,
+    one_each_of,
+    response_of,
+    started,
+    weights_of,
+)
 
 T = TypeVar("T")
 
@@ -207,7 +216,7 @@ def test_any_grpc_answer_is_an_answer_or_an_erasure(loop: Loop) -> None:
 
 
 def test_grpc_answers_that_are_all_nonsense_raise_our_own_error(loop: Loop) -> None:
-    servers = [RawTriton(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(RawTriton, GROUP)
     client = loop.connect(loop.serve(servers), "grpc")
 
     @settings(max_examples=100)

@@ -35,6 +35,7 @@ from tests.client.fake_triton import (
     ask_until,
     eventually,
     make_group,
+    one_each_of,
     replying,
     response_of,
     started,
@@ -51,7 +52,7 @@ PLAIN = RequestOptions()
 
 
 def one_each(version: str = "2.51.0") -> list[HttpTriton]:
-    return [HttpTriton(GROUP, [member.name], version) for member in GROUP.members]
+    return one_each_of(HttpTriton, GROUP, version=version)
 
 
 def client_of(addresses: list[str], policy: Policy = PATIENT, **options: Any) -> CodedClient:

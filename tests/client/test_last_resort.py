@@ -10,7 +10,16 @@ import pytest
 
 from coin_export.client import CodedClient, OnlyWhenDown, Policy, Source
 from coin_export.errors import UndecodableError
-from tests.client.fake_triton import FakeTriton, aborting, eventually, one_each, response_of, started, weights_of
+from tests.client.fake_triton import (
+    FakeTriton,
+    aborting,
+    eventually,
+    one_each,
+    one_each_of,
+    response_of,
+    started,
+    weights_of,
+)
 from tests.client.test_rollout import BATCH, OLD, QUICK, WIRES, build_of, holds
 
 
@@ -27,7 +36,7 @@ async def lose_connections(client: CodedClient, servers: Sequence[FakeTriton]) -
 async def test_a_look_up_that_hangs_is_not_waited_for_when_the_other_servers_suffice(
     kind: type[FakeTriton], transport: Any
 ) -> None:
-    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    servers = one_each_of(kind, OLD)
     options: dict[str, Any] = {"limits": QUICK, "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         await lose_connections(client, servers)

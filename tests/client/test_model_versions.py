@@ -9,7 +9,7 @@ from coin_export.client import AfterGrace, CodedClient, HttpTransport, OnlyWhenD
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.errors import DiscoveryError, UserError
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import PIXELS, FakeTriton, ask_until, make_group, started
+from tests.client.fake_triton import PIXELS, FakeTriton, ask_until, make_group, one_each_of, started
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -18,7 +18,7 @@ WIRES = [(FakeTriton, GrpcTransport), (HttpTriton, HttpTransport)]
 
 
 def servers_of(kind: type[FakeTriton]) -> list[FakeTriton]:
-    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(kind, GROUP)
     servers[0].model_versions = {"a": ("9", "10", "2")}
     return servers
 

@@ -22,7 +22,7 @@ from coin_export.client import (
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.errors import RequestError
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import PIXELS, FakeTriton, aborting, make_group, started
+from tests.client.fake_triton import PIXELS, FakeTriton, aborting, make_group, one_each, one_each_of, started
 from tests.client.test_sync import serving
 
 GROUP = make_group()
@@ -40,7 +40,7 @@ def parameters_of(server: FakeTriton) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "transport"), WIRES)
 async def test_each_model_gets_the_common_parameters_and_its_own(kind: type[FakeTriton], transport: Any) -> None:
-    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(kind, GROUP)
     own: dict[str, dict[str, Any]] = {"a": {"threshold": 0.5, "mode": "fast"}, "coded_0": {"seed": 7}}
     options: dict[str, Any] = {"policy": EVERYBODY, "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
@@ -54,7 +54,7 @@ async def test_each_model_gets_the_common_parameters_and_its_own(kind: type[Fake
 async def test_the_timeout_is_what_is_left_of_the_deadline_when_a_call_is_sent(
     kind: type[FakeTriton], transport: Any
 ) -> None:
-    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(kind, GROUP)
     servers[0].reply, servers[0].delay_s = aborting("INTERNAL", "out of memory"), 0.2
     options: dict[str, Any] = {"policy": Policy(OnlyWhenDown()), "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
@@ -92,7 +92,7 @@ def test_a_call_has_at_least_a_microsecond_left_and_other_options_stay_as_they_a
     ],
 )
 async def test_what_does_not_fit_is_refused_before_anything_is_sent(options: dict[str, Any], message: str) -> None:
-    servers = [FakeTriton(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each(GROUP)
     async with started(*servers) as addresses, CodedClient(addresses, policy=EVERYBODY) as client:
         for ask in (client.infer, client.infer_mean):
             with pytest.raises(RequestError, match=message):
@@ -111,7 +111,7 @@ async def test_integers_are_refused_that_have_no_room_on_the_wire_and_all_others
         {"timeout": 2**63},
         {"priority": 2**64},
     ]
-    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(kind, GROUP)
     options: dict[str, Any] = {"policy": EVERYBODY, "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         for wrong in too_large:
@@ -127,7 +127,7 @@ async def test_integers_are_refused_that_have_no_room_on_the_wire_and_all_others
 @pytest.mark.parametrize(("kind", "transport"), WIRES)
 def test_the_synchronous_face_sends_the_same(kind: type[FakeTriton], transport: Any) -> None:
     with (
-        serving(lambda: [kind(GROUP, [member.name]) for member in GROUP.members]) as (servers, addresses),
+        serving(lambda: one_each_of(kind, GROUP)) as (servers, addresses),
         SyncCodedClient(addresses, policy=EVERYBODY, make_transport=transport) as client,
     ):
         options: dict[str, Any] = {"request_id": "r7", "priority": 2, "headers": {"x-tenant": "t"}}

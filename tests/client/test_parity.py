@@ -15,7 +15,7 @@ from coin_export.client import AfterGrace, CodedClient, HttpTransport, OnlyWhenD
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.manifest import Group
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import PIXELS, FakeTriton, make_group, renamed, started
+from tests.client.fake_triton import PIXELS, FakeTriton, make_group, one_each_of, renamed, started
 from tests.client.test_sync import serving
 
 GROUP = make_group()
@@ -55,7 +55,7 @@ READINGS: dict[type[FakeTriton], list[Callable[[Any], Any]]] = {
 
 @pytest.mark.parametrize(("kind", "transport", "triton"), WIRES)
 def test_numbers_and_response_are_those_of_tritonclient(kind: type[FakeTriton], transport: Any, triton: Any) -> None:
-    with serving(lambda: [kind(GROUP, [member.name]) for member in GROUP.members]) as (_, addresses):
+    with serving(lambda: one_each_of(kind, GROUP)) as (_, addresses):
         with SyncCodedClient(addresses, policy=PATIENT, make_transport=transport) as client:
             answer = client.infer({"input": BATCH})["a"]
         with triton.InferenceServerClient(addresses[0]) as plain:

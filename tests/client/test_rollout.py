@@ -33,6 +33,7 @@ from tests.client.fake_triton import (
     eventually,
     make_group,
     one_each,
+    one_each_of,
     started,
     weights_of,
 )
@@ -105,7 +106,7 @@ async def reload(server: FakeTriton) -> None:
 async def test_one_server_after_another(
     kind: type[FakeTriton], transport: Any, roll: Callable[[FakeTriton], Any], policy: Policy
 ) -> None:
-    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    servers = one_each_of(kind, OLD)
     seen: list[Group] = []
     stop = asyncio.Event()
 
@@ -206,7 +207,7 @@ WIRES = [(FakeTriton, GrpcTransport), (HttpTriton, HttpTransport)]
 async def test_a_server_that_was_replaced_while_nobody_asked_is_not_decoded_with_the_others(
     kind: type[FakeTriton], transport: Any
 ) -> None:
-    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    servers = one_each_of(kind, OLD)
     options: dict[str, Any] = {"limits": QUICK, "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         assert build_of(await client.infer({"input": BATCH})) == OLD
@@ -223,7 +224,7 @@ async def test_a_server_that_was_replaced_while_nobody_asked_is_not_decoded_with
 async def test_a_connection_that_was_lost_while_nobody_asked_costs_no_request(
     kind: type[FakeTriton], transport: Any
 ) -> None:
-    servers = [kind(OLD, [member.name]) for member in OLD.members]
+    servers = one_each_of(kind, OLD)
     options: dict[str, Any] = {"limits": QUICK, "make_transport": transport}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         assert build_of(await client.infer({"input": BATCH})) == OLD

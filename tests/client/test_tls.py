@@ -17,7 +17,7 @@ from coin_export.client.transport import TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.errors import DiscoveryError
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import PIXELS, FakeTriton, make_group, started
+from tests.client.fake_triton import PIXELS, FakeTriton, make_group, one_each_of, started
 
 GROUP = make_group()
 BATCH = np.ones((1, PIXELS), np.float32)
@@ -48,7 +48,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def secured(kind: type[FakeTriton], folder: Path, *, mutual: bool) -> list[FakeTriton]:
-    servers = [kind(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(kind, GROUP)
     for server in servers:
         server.credentials = _context(folder, mutual) if kind is HttpTriton else _credentials(folder, mutual)
     return servers

@@ -16,7 +16,7 @@ from coin_export.client import AfterGrace, AtOnce, CodedClient, HttpTransport, L
 from coin_export.client.tracing import TracingObserver
 from coin_export.errors import UndecodableError
 from tests.client.fake_http import HttpTriton
-from tests.client.fake_triton import PIXELS, aborting, make_group, one_each, started
+from tests.client.fake_triton import PIXELS, aborting, make_group, one_each, one_each_of, started
 
 GROUP = make_group()
 INPUTS = {"input": np.ones((2, PIXELS), np.float32)}
@@ -136,7 +136,7 @@ async def test_a_request_that_the_caller_cancels_ends_its_spans_without_an_error
 
 async def test_the_callers_span_is_found_through_the_synchronous_client_and_over_http() -> None:
     traces = Traces()
-    servers = [HttpTriton(GROUP, [member.name]) for member in GROUP.members]
+    servers = one_each_of(HttpTriton, GROUP)
     for server in servers:
         await server.start()
 
