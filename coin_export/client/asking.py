@@ -1,4 +1,4 @@
-"""One request, from what is asked for to the answers: attempted on a build, and once more if that build is gone."""
+"""One request, from what is asked for to the answers: attempted on a build, and again while servers are replaced."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from coin_export.client.outcome import undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.watch import RequestWatch
+
+# A roll-out may take one server after another from under a request. One that itself brings servers down must end.
+_MOST_ATTEMPTS = 4
 
 
 class Goal(NamedTuple):
@@ -63,16 +66,19 @@ class Asking:
             UndecodableError: if too few members answered in time.
         """
         outcome = await self._attempt(build, watch, self._request.started)
-        attempts = self._attempts
-        if isinstance(outcome, GiveUp):
-            again = await self._pool.another_chance(build, self._request.ends, attempts[0].replies)
-            if again is not None:
-                outcome = await self._attempt(again, watch, asyncio.get_running_loop().time())
-                if again is not build:
-                    attempts = attempts[1:]  # answers of two builds do not go together
+        gave_up = self._request.started + self._waited_s
+        comparable = 0  # the first attempt on the build of the last; answers of two builds do not go together
+        while isinstance(outcome, GiveUp) and len(self._attempts) < _MOST_ATTEMPTS:
+            arrived = {row for attempt in self._attempts[comparable:] for row in attempt.replies}
+            again = await self._pool.another_chance(build, gave_up, self._request.ends, arrived)
+            if again is None:
+                break
+            if again is not build:
+                build, comparable = again, len(self._attempts)
+            outcome = await self._attempt(build, watch, asyncio.get_running_loop().time())
         if isinstance(outcome, Finish):
-            return self._goal.result(attempts[-1], outcome)
-        raise undecodable(attempts, outcome.cause, self._waited_s)
+            return self._goal.result(self._attempts[-1], outcome)
+        raise undecodable(self._attempts[comparable:], outcome.cause, self._waited_s)
 
     async def watched_answers(self, build: Build, observers: Observers) -> Answers:
         """Return the answers as `answers` does, and tell observers how the request goes."""

@@ -65,7 +65,9 @@ async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
     """Ask a server what it serves.
 
     A model that cannot be used is left out, as it may be none of the group that is wanted: one whose description
-    cannot be read, that has another name than it was built with, or that was unloaded in the meantime.
+    cannot be read, that has another name than it was built with, or that was unloaded in the meantime. So is one that
+    was replaced in the meantime, by other versions or with the whole server: what was read may be the version number
+    of the one and the description of the other.
 
     Args:
         transport: reaches it.
@@ -95,7 +97,17 @@ async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
             problems.append(str(error))
         except (ManifestError, DiscoveryError) as error:
             problems.append(str(error))
-    return Report(server_version, ready, tuple(models), tuple(served), other_versions, tuple(problems))
+    after = await transport.model_index()
+    changed = [item.member for item in served if after.get(item.member) != models[item.member]]
+    problems += [f"server {transport.address}, model {model!r}: it was replaced a moment ago" for model in changed]
+    return Report(
+        server_version,
+        ready and not changed,
+        tuple(models),
+        tuple(item for item in served if item.member not in changed),
+        other_versions,
+        tuple(problems),
+    )
 
 
 def _served(address: str, model: str, config: ModelConfig, version: str) -> list[Served]:

@@ -130,7 +130,7 @@ class ServerPool:
             if not server.looking_up and now >= server.next_lookup:
                 self._look_up(server)
 
-    async def another_chance(self, failed: Build, until: float, arrived: Collection[int]) -> Build | None:
+    async def another_chance(self, failed: Build, since: float, until: float, arrived: Collection[int]) -> Build | None:
         """Return a build for a request that ``failed`` could not answer: another one, or it again if things changed.
 
         Looks up, as a last resort, the servers that may have been replaced, and waits until enough of them are in
@@ -138,20 +138,21 @@ class ServerPool:
         time, not its answer, and a server that does not answer costs it neither.
 
         Args:
-            failed: the build that it began with.
+            failed: the build of its last attempt.
+            since: the loop's time at which its first attempt was given up.
             until: the loop's time at which it must have ended.
             arrived: the rows that answered it.
         """
         doubtful = {server for server in self._servers.values() if server.in_doubt and not self._closed}
         look_ups = {server.look_up_under_way or self._look_up(server) for server in doubtful}
-        ends = min(until, self._loop.time() + self._limits.discovery_s)
+        ends = min(until, since + self._limits.discovery_s)
         waiting = look_ups
         while waiting and not self._is_promising(failed, doubtful, arrived):
             timeout = max(ends - self._loop.time(), 0.0)
             done, waiting = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-        if self._closed or self._loop.time() >= until or not self.build.strength[0]:
+        if self._closed or self._loop.time() >= ends or not self.build.strength[0]:
             return None
         return self.build if look_ups or self.build is not failed else None
 

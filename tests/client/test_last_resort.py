@@ -1,9 +1,10 @@
-"""A request that its build could not answer waits for servers that may have been replaced, and begins again once."""
+"""A request that its build could not answer waits for servers that may have been replaced, and begins again."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -77,7 +78,8 @@ async def test_what_arrived_at_first_is_handed_over_when_the_second_attempt_fail
     async def answer_once(batch: Any, context: Any) -> Any:
         return response_of(batch @ weights_of(OLD, "a")) if servers[0].answered == 1 else await failing(batch, context)
 
-    options: dict[str, Any] = {"limits": QUICK, "policy": Policy(OnlyWhenDown())}
+    # The second attempt fails, too, and then servers are waited for no longer than connecting would.
+    options: dict[str, Any] = {"limits": replace(QUICK, discovery_s=3.0), "policy": Policy(OnlyWhenDown())}
     async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
         first = client._connected.pool._servers[addresses[0]]
         servers[0].reply, servers[1].reply, servers[2].reply = answer_once, failing, failing

@@ -137,7 +137,7 @@ def test_the_synchronous_face_sends_the_same(kind: type[FakeTriton], transport: 
         assert servers[0].request.id == "r7" and servers[0].headers["x-tenant"] == "t"
         assert "seed" not in parameters_of(servers[1])
         # To a single original, without any coding, through the same client.
-        asked = [server.asked for server in servers]
         with SyncCodedClient(addresses, policy=Policy(OnlyWhenDown()), make_transport=transport) as plain:
             assert list(plain.infer({"input": BATCH}, wanted=["b"])) == ["b"]
-        assert [server.asked for server in servers] == [asked[0], asked[1] + 1, asked[2]]
+        assert [server.asked for server in servers[:2]] == [1, 2]
+        assert servers[2].asked <= 1, "by the first client, whose answer did not wait for it"

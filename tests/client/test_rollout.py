@@ -21,9 +21,12 @@ from coin_export.client import (
     Policy,
     Source,
 )
+from coin_export.client.discovery import ask
+from coin_export.client.transport import TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group
+from coin_export.errors import UndecodableError
 from tests.client.fake_http import HttpTriton
 from tests.client.fake_triton import (
     PIXELS,
@@ -189,6 +192,72 @@ async def test_a_request_whose_build_is_gone_begins_again_on_the_new_one() -> No
         answers = await request
         assert build_of(answers) == NEW
         assert {answer.source for answer in answers.values()} == {Source.DECODED}
+
+
+async def test_a_request_survives_that_the_servers_of_its_second_attempt_are_replaced_too() -> None:
+    servers = one_each(OLD)
+    for server in servers:
+        server.hold.clear()
+    policy = Policy(OnlyWhenDown())
+    async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=OFTEN) as client:
+        request = asyncio.create_task(client.infer({"input": BATCH}, deadline=60.0))
+        await eventually(lambda: servers[0].asked == servers[1].asked == 1)
+        for server in (servers[2], servers[3]):
+            await reload(server)
+        await turned(client)
+        for server in servers[:2]:
+            await server.stop()
+        await eventually(lambda: servers[2].asked == servers[3].asked == 1)
+        for server in (servers[2], servers[3]):
+            server.hold.set()
+            await server.stop()
+            await server.start()
+        assert build_of(await request) == NEW
+
+
+async def test_a_request_that_brings_servers_down_does_not_go_on_for_ever() -> None:
+    servers = one_each(OLD)
+
+    async def fall(server: FakeTriton) -> None:
+        await server.stop()
+        await server.start()
+
+    def falling(server: FakeTriton) -> Any:
+        async def reply(batch: Any, context: Any) -> Any:
+            fallen.append(asyncio.create_task(fall(server)))
+            await asyncio.sleep(60.0)
+
+        return reply
+
+    fallen: list[asyncio.Task[None]] = []
+    async with started(*servers) as addresses, CodedClient(addresses, limits=OFTEN) as client:
+        for server in servers:
+            server.reply = falling(server)
+        with pytest.raises(UndecodableError, match="too many members failed"):
+            await client.infer({"input": BATCH}, deadline=60.0)
+        assert sum(server.asked for server in servers) <= 4 * len(servers)
+        await asyncio.gather(*fallen)
+
+
+class ReplacedMeanwhile(FakeTriton):
+    """Takes the new build while its models' configurations are read for the first time."""
+
+    async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        if self.group != NEW:
+            await reload(self)
+        return await super().ModelConfig(request, context)
+
+
+async def test_what_is_read_while_a_model_is_replaced_is_not_used() -> None:
+    server = ReplacedMeanwhile(OLD, ["a"])
+    async with started(server) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        report = await ask(transport, {})
+        assert report.served == () and not report.ready
+        assert report.problems == (f"server {address}, model 'a': it was replaced a moment ago",)
+        report = await ask(transport, {})
+        assert [(item.generation, item.version) for item in report.served] == [(NEW.generation, "2")] and report.ready
+        await transport.close()
 
 
 async def test_a_server_with_another_kind_of_build_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
