@@ -222,15 +222,18 @@ class Gather:
         replacing = self._helpers(self._arrived.union(self._late_at), frozenset())
         self._memory.bucket.charge(max(0, len(replacing) - self._to_replace))
         self._to_replace = max(0, self._to_replace - len(replacing))
-        actions = self._ask_for_help(replacing, now)
+        actions = self._ask_for_help(self._with_spares(replacing), now)
         late = frozenset(row for row, at in self._late_at.items() if at <= now)
         expected = self._arrived.union(self._late_at) - late
         rows = self._helpers(expected, late)
         self._help_at = math.inf
-        if not self._memory.bucket.spend(len(rows - self._withheld)):
+        if self._memory.bucket.spend(len(rows)):
+            rows = self._with_spares(rows)
+        else:
             self.refusals += 1
             self._help_at = now + (now - self.started or self.patience_s)  # try again after as long again
-            rows = self._withheld if self._code.decodable(expected | self._withheld, self._goal) else set()
+            saves = self._resorts(now) and self._code.decodable(expected | self._withheld, self._goal)
+            rows = self._withheld if saves else set()
         actions += self._ask_for_help(rows, now)
         self._help_at = min([self._help_at, *(at for at in self._late_at.values() if at > now)])
         if self._withheld and not self._resorts(now):
@@ -238,14 +241,17 @@ class Gather:
         return actions
 
     def _helpers(self, expected: set[int], late: frozenset[int]) -> set[int]:
-        """Choose among the members not asked yet; all those withheld too if without them the choice may not suffice."""
+        """Choose among the members not asked yet; if these cannot suffice, among those withheld as well."""
         given = frozenset(expected)
         rows = set(helpers(self._code, self._goal, given, late, self._askable))
         if self._withheld and not self._code.decodable(expected | rows, self._goal):
             rows = set(helpers(self._code, self._goal, given, late, self._askable | self._withheld))
-            if rows & self._withheld:
-                rows |= self._withheld  # one of them may be down indeed
         return rows
+
+    def _with_spares(self, rows: set[int]) -> set[int]:
+        """Add all those withheld, if the budget allows it, where one of them is asked: it may be down indeed."""
+        spares = self._withheld - rows
+        return rows | spares if rows & self._withheld and self._memory.bucket.spend(len(spares)) else rows
 
     def _ask_for_help(self, rows: set[int], now: float) -> list[Action]:
         if not rows:

@@ -215,10 +215,22 @@ def test_a_last_resort_that_fails_ends_the_request() -> None:
     assert found is not None and found.outcome == GiveUp(Cause.TOO_FEW) and found.ended_at == 0.001
 
 
-def test_the_last_resort_is_not_bounded_by_the_budget() -> None:
+def test_the_last_resort_is_not_bounded_by_the_budget_but_waits_for_half_the_deadline() -> None:
     policy = Policy(AfterDelay(0.010), AsSoonAsDecodable(), Budget(0.0, 0.0))
     found = run(PAIR, (0, 1), policy, [NEVER, Fate(0.003, down=True), Fate(0.004)], deadline=0.5)
-    assert ended(found) == pytest.approx(0.013)
+    assert ended(found) == pytest.approx(0.253)
+
+
+def test_the_budget_holds_when_everything_is_so_slow_that_all_count_as_down() -> None:
+    requests, policy = 1000, Policy(AfterDelay(0.010))
+    memory = Memory(policy)
+    calls = 0
+    for _ in range(requests):
+        found = run(PAIR, (0, 1), policy, [Fate(0.2, down=True)] * 3, deadline=1.0, memory=memory)
+        assert found is not None and isinstance(found.outcome, Finish)
+        calls += len(found.sent_at)
+    helping = calls - 2 * requests
+    assert 0 < helping <= policy.budget.share * 2 * requests + policy.budget.burst
 
 
 def test_the_grace_counts_from_when_help_was_asked_for() -> None:
