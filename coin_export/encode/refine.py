@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.augmentation import AugmentationOptions
+from coin_export.encode.augmentation import AugmentationOptions, can_augment
 from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
@@ -46,6 +46,12 @@ class RefineOptions(BaseModel):
         default=128_000,
         ge=1,
         description="Points learnt from at most, each counted as often as it is shown; far fewer where they suffice.",
+    )
+    passes: int = Field(
+        default=20,
+        ge=1,
+        description="Where inputs cannot be augmented, each is shown so often at most, however large the budget: more "
+        "would only learn them by heart.",
     )
     first_rung: int = Field(
         default=8_000,
@@ -135,7 +141,11 @@ def refine(
     trials = {rate: descend(start.states, replace(schedule, learning_rate=rate), options.seed).error for rate in rates}
     if trials:
         schedule = replace(schedule, learning_rate=min(trials, key=lambda rate: trials[rate]))
-    in_all, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
+    in_all, first, a_pass = (
+        math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung, len(learnt_from))
+    )
+    if not can_augment(inputs, options.augmentation):
+        in_all = min(in_all, options.passes * a_pass)
     best = _Descent(start.errors[start.name], start.states)
     done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
     for rung, steps in enumerate(rungs(in_all, first)):

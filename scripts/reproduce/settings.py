@@ -120,7 +120,6 @@ FULL = Scale(
             ("trec", "subj"),
             points=(100, 500),
             methods=("average", "coin", "regress", DEFAULT),
-            changed={"budget": 3_000, "trial_steps": 8},
         ),
         Setting("resnet cifar10+fashion", RESNET, ("cifar10", "fashion-mnist")),
     ),

@@ -222,6 +222,16 @@ def test_a_divergence_may_be_good_enough(criterion: str, descents: int) -> None:
     assert len(found.notes["rungs"]) == descents
 
 
+@pytest.mark.parametrize(("augmentation", "steps"), [(AS_THEY_ARE, 3 * 2), (AugmentationOptions(), 40)])
+def test_inputs_that_cannot_be_augmented_are_shown_a_bounded_number_of_times(
+    augmentation: AugmentationOptions, steps: int
+) -> None:
+    values = {"budget": 16 * 40, "passes": 3, "batch_size": 16, "held_out": 0.2, "learning_rates": (1e-2,)}
+    options = RefineOptions.model_validate({**values, "augmentation": augmentation})
+    found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(40), options)  # 32 of them in two batches
+    assert [rung["steps"] for rung in found.notes["rungs"]] == [steps]
+
+
 def test_one_point_is_too_few() -> None:
     with pytest.raises(CalibrationError, match="two points"):
         encode(trio("mlp"), BETA, CalibrationInputs({"x": np.zeros((1, 3), np.float32)}), SHORT)
