@@ -5,6 +5,10 @@ mixtures and shifts of them as well. All coded models of a code are fitted toget
 every erasure pattern. What cannot be known beforehand (which start, which learning rate, when to stop) is decided by
 the same criterion on calibration inputs held out from everything else.
 
+Starts race: one that was fitted to the very points is ahead before any step, and may be behind after some, when it has
+lost more of what the originals know of other points. So each start takes a short descent at one learning rate, the
+winner takes further ones at the other rates, and the best of all goes on.
+
 How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
 descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays.
 """
@@ -27,9 +31,11 @@ from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding, StateDict
-from coin_export.encode.selection import ClosedForm, HeldOut, best_closed_form
+from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_of_families
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.model.signature import Original
+
+_TRIALS = 4  # they take one in so many parts of the steps
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -74,9 +80,16 @@ class RefineOptions(BaseModel):
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
-        default=(3e-4, 1e-3, 3e-3), min_length=1, description="Tried in short runs; the best is used."
+        default=(1e-3, 3e-4, 3e-3),
+        min_length=1,
+        description="Tried in short runs; the best is used. All starts are compared at the first one.",
     )
-    trial_steps: int = Field(default=40, ge=1, description="Steps of each short run; none run for a single rate.")
+    trial_steps: int = Field(
+        default=100,
+        ge=1,
+        description="Steps of each short run; fewer where all of them together would take more than a quarter of the "
+        "budget, and none for a single start and rate.",
+    )
     optimizer: OptimizerName = Field(
         default="muon",
         description="muon: orthogonal steps for matrices and kernels, Adam for the rest; or adam alone.",
@@ -122,13 +135,13 @@ def refine(
 
     Raises:
         CalibrationError: if there are fewer than two points.
-        CoinExportError: as `best_closed_form`.
+        CoinExportError: as `best_of_families`.
     """
     meter = CostMeter()
     learnt_from, decides = calibration.split(options.held_out, options.seed)
     teachers, criterion = Teachers(originals, Passes()), Criterion(code, options.criterion)
     held_out = HeldOut(teachers, criterion, decides, options.augmentation, options.seed)
-    start = best_closed_form(originals, code, learnt_from, options.starts, options.batch_norm, cache, held_out)
+    starts = best_of_families(originals, code, learnt_from, options.starts, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
     def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
@@ -136,31 +149,47 @@ def refine(
         fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
         return _Descent(held_out.error(modules), [finished_state(m, originals[0]) for m in modules])
 
-    schedule = Schedule(options.trial_steps, options.batch_size, options.learning_rates[0], options.optimizer)
-    rates = options.learning_rates if len(options.learning_rates) > 1 else ()
-    trials = {rate: descend(start.states, replace(schedule, learning_rate=rate), options.seed).error for rate in rates}
-    if trials:
-        schedule = replace(schedule, learning_rate=min(trials, key=lambda rate: trials[rate]))
     in_all, first, a_pass = (
         math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung, len(learnt_from))
     )
     if not can_augment(inputs, options.augmentation):
         in_all = min(in_all, options.passes * a_pass)
-    best = _Descent(start.errors[start.name], start.states)
+    first_rate, *other_rates = options.learning_rates
+    contests = len(starts) + len(other_rates)
+    steps = min(options.trial_steps, in_all // (_TRIALS * contests)) if contests > 1 else 0
+    schedule = Schedule(steps, options.batch_size, first_rate, options.optimizer)
+    trials: dict[str, float] = {}
+
+    def try_out(choice: Choice, rate: float) -> tuple[_Descent, Choice, float]:
+        descent = descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
+        trials[f"{choice.name} {rate:g}"] = descent.error
+        return descent, choice, rate
+
+    start = min(starts, key=lambda choice: choice.error)
+    here = best = _Descent(start.error, start.states)
+    if steps:
+        contest = [try_out(choice, first_rate) for choice in starts]
+        _, start, _ = _ahead(contest)
+        contest += [try_out(start, rate) for rate in other_rates]
+        here, start, rate = _ahead(contest)
+        best = min(best, here, key=_error_of)
+        schedule = replace(schedule, learning_rate=rate)
+        in_all -= steps * contests
     done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
-    for rung, steps in enumerate(rungs(in_all, first)):
-        before = best.error
-        descent = descend(best.states, replace(schedule, steps=steps), options.seed + rung)
+    for rung, steps in enumerate(rungs(in_all, first), 1):
+        before = here.error
+        descent = descend(here.states, replace(schedule, steps=steps), options.seed + rung)
         done.append({"steps": steps, "held_out_error": descent.error})
-        best = min(best, descent, key=lambda either: either.error)
-        hardly_pays = best.error >= (1 - options.least_gain) * before
+        here = min(here, descent, key=_error_of)
+        best = min(best, here, key=_error_of)
+        hardly_pays = here.error >= (1 - options.least_gain) * before
         if hardly_pays or (held_out.in_nats and best.error <= options.good_enough):
             break
     notes = {
         "start": start.name,
-        "start_errors": dict(start.errors),
+        "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
         "learning_rate": schedule.learning_rate,
-        "trial_errors": {f"{rate:g}": error for rate, error in trials.items()},
+        "trial_errors": trials,
         "rungs": done,
         "held_out_error": best.error,
     }
@@ -176,6 +205,15 @@ class _Descent:
 
     error: float
     states: Sequence[StateDict]
+
+
+def _error_of(descent: _Descent) -> float:
+    return descent.error
+
+
+def _ahead(contest: Sequence[tuple[_Descent, Choice, float]]) -> tuple[_Descent, Choice, float]:
+    """Return the contestant with the least error; of equals, the first."""
+    return min(contest, key=lambda entry: entry[0].error)
 
 
 def rungs(steps: int, first: int) -> list[int]:

@@ -34,6 +34,8 @@ from coin_export.errors import NonFiniteError
 from coin_export.model.signature import Original
 
 ClosedForm: TypeAlias = Literal["average", "coin", "regmean", "regress", "head"]
+FAMILIES: Sequence[Sequence[ClosedForm]] = (("average", "coin", "regmean"), ("head",), ("regress",))
+"""Barycenters; and those that are fitted to outputs or features on the very calibration inputs, one by one."""
 _BATCH = 256
 _AUGMENTED = 3
 
@@ -100,6 +102,41 @@ class Choice:
     name: str
     states: Sequence[StateDict]
     errors: Mapping[str, float]
+
+    @property
+    def error(self) -> float:
+        """Its held-out criterion."""
+        return self.errors[self.name]
+
+
+def best_of_families(
+    originals: Sequence[Original],
+    code: LinearCode,
+    calibration: CalibrationInputs,
+    names: Sequence[ClosedForm],
+    batch_norm: BatchNormPolicy,
+    cache: Path | None,
+    held_out: HeldOut,
+) -> list[Choice]:
+    """Return the best closed form of each of the `FAMILIES` that has a member among ``names``.
+
+    Raises:
+        NonFiniteError: if none has finite outputs.
+        CoinExportError: as the encoders.
+    """
+    found: list[Choice] = []
+    failure: NonFiniteError | None = None
+    for family in FAMILIES:
+        chosen = [name for name in names if name in family]
+        if not chosen:
+            continue
+        try:
+            found.append(best_closed_form(originals, code, calibration, chosen, batch_norm, cache, held_out))
+        except NonFiniteError as error:
+            failure = error
+    if failure is not None and not found:
+        raise failure
+    return found
 
 
 def best_closed_form(

@@ -64,7 +64,7 @@ def test_it_is_never_worse_than_its_start_on_the_held_out_points(case: str, opti
     options = RefineOptions.model_validate({**SHORT.model_dump(), "optimizer": optimizer, "augmentation": AS_THEY_ARE})
     found = encode(originals, BETA, calibration, options)
     start_errors = found.notes["start_errors"]
-    assert start_errors[found.notes["start"]] == min(start_errors.values())
+    assert found.notes["start"] in start_errors
     assert found.notes["held_out_error"] <= min(start_errors.values())
     _, held_out = calibration.split(options.held_out, options.seed)
     assert decoded_divergence([found.state_dict], originals, [BETA], held_out) == pytest.approx(
@@ -165,14 +165,14 @@ def test_the_originals_are_left_as_they_are() -> None:
 
 @pytest.mark.parametrize("case", ["mlp", "embedding"])
 def test_passes_are_counted(case: str) -> None:
-    """Five points: three to learn from, two held out; 20 steps, 2 trials of 4 steps; all batches of three points.
+    """Five points: three to learn from, two held out; 20 steps, 2 trials of 2 of them; all batches of three points.
 
     Of floating-point inputs, three augmented points stand by each held-out one.
     """
     originals = trio(case)
     options = SHORT.model_copy(update={"learning_rates": (1e-3, 3e-3), "starts": ("average",)})
     cost = encode(originals, BETA, CASES[case].calibration(), options).cost
-    descents, points, steps = 3, 3, 28
+    descents, points, steps = 3, 3, 20
     assert cost.backward_passes == steps * points
     held_out = 2 * 4 if case == "mlp" else 2
     wanted_on_held_out, start, checks = 3 * held_out, held_out, descents * held_out
@@ -205,6 +205,7 @@ def test_rungs_double_and_take_all_steps(steps: int, first: int) -> None:
 def test_descents_go_on_until_one_hardly_pays() -> None:
     originals, points = deep_linear_originals(), normal_points()
     values = {"budget": 16 * 70, "first_rung": 16 * 10, "batch_size": 16, "learning_rates": (1e-2,), "good_enough": 0.0}
+    values["starts"] = ("average",)
     patient, hasty = (
         encode(originals, [0.4, 0.6], points, RefineOptions.model_validate({**values, "least_gain": gain}))
         for gain in (0.0, 0.999)
@@ -217,6 +218,7 @@ def test_descents_go_on_until_one_hardly_pays() -> None:
 @pytest.mark.parametrize(("criterion", "descents"), [("divergence", 1), ("error", 2)])
 def test_a_divergence_may_be_good_enough(criterion: str, descents: int) -> None:
     values = {"budget": 16 * 30, "first_rung": 16 * 10, "batch_size": 16, "least_gain": 0.0, "good_enough": 100.0}
+    values["starts"] = ("average",)
     options = RefineOptions.model_validate({**values, "criterion": criterion, "learning_rates": (1e-2,)})
     found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options)
     assert len(found.notes["rungs"]) == descents
@@ -227,9 +229,21 @@ def test_inputs_that_cannot_be_augmented_are_shown_a_bounded_number_of_times(
     augmentation: AugmentationOptions, steps: int
 ) -> None:
     values = {"budget": 16 * 40, "passes": 3, "batch_size": 16, "held_out": 0.2, "learning_rates": (1e-2,)}
-    options = RefineOptions.model_validate({**values, "augmentation": augmentation})
+    options = RefineOptions.model_validate({**values, "starts": ("average",), "augmentation": augmentation})
     found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(40), options)  # 32 of them in two batches
     assert [rung["steps"] for rung in found.notes["rungs"]] == [steps]
+
+
+def test_starts_race_at_the_first_rate_and_the_winner_at_the_others() -> None:
+    values = {"budget": 16 * 60, "batch_size": 16, "learning_rates": (1e-2, 1e-3), "trial_steps": 3, "least_gain": 0.99}
+    options = RefineOptions.model_validate({**values, "augmentation": AS_THEY_ARE})
+    notes = encode(trio("mlp"), BETA, normal_points(40), options).notes
+    trials: dict[str, float] = notes["trial_errors"]
+    *raced, last = (name.split(" ") for name in trials)
+    assert [rate for _, rate in raced] == ["0.01"] * 3 and last == [notes["start"], "0.001"]
+    assert [name for name, _ in raced][1:] == ["head", "regress"], "the best barycenter runs for all of them"
+    assert notes["start"] == min(raced, key=lambda entry: trials[" ".join(entry)])[0]
+    assert trials[f"{notes['start']} {notes['learning_rate']:g}"] == min(trials.values())
 
 
 def test_one_point_is_too_few() -> None:
