@@ -66,7 +66,7 @@ class RefineOptions(BaseModel):
         "long.",
     )
     least_gain: float = Field(
-        default=0.1,
+        default=0.03,
         ge=0,
         lt=1,
         description="A descent that lowers the held-out criterion by less than this share is the last one.",

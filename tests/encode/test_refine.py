@@ -218,8 +218,8 @@ def test_descents_go_on_until_one_hardly_pays() -> None:
 @pytest.mark.parametrize(("criterion", "descents"), [("divergence", 1), ("error", 2)])
 def test_a_divergence_may_be_good_enough(criterion: str, descents: int) -> None:
     values = {"budget": 16 * 30, "first_rung": 16 * 10, "batch_size": 16, "least_gain": 0.0, "good_enough": 100.0}
-    values["starts"] = ("average",)
-    options = RefineOptions.model_validate({**values, "criterion": criterion, "learning_rates": (1e-2,)})
+    more = {"criterion": criterion, "learning_rates": (1e-2,), "starts": ("average",)}
+    options = RefineOptions.model_validate({**values, **more})
     found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options)
     assert len(found.notes["rungs"]) == descents
 
