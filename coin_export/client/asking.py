@@ -70,7 +70,7 @@ class Asking:
         comparable = 0  # the first attempt on the build of the last; answers of two builds do not go together
         while isinstance(outcome, GiveUp) and len(self._attempts) < _MOST_ATTEMPTS:
             arrived = {row for attempt in self._attempts[comparable:] for row in attempt.replies}
-            again = await self._pool.another_chance(build, gave_up, self._request.ends, arrived)
+            again = await self._pool.another_chance(build, len(self._attempts), gave_up, self._request.ends, arrived)
             if again is None:
                 break
             if again is not build:

@@ -18,9 +18,10 @@ class Budget:
 
     Not bounded are helping requests in place of a member that failed outright or is known to be down, which did
     not do its part of the work; those that go out at once with the request (`AtOnce`), which are no reaction; and
-    those to servers that count as down, which are asked only as a last resort. Where it takes more than one to
-    replace a member, as it does when few originals are wanted, the others are charged, up to ``burst`` on credit:
-    no request is lost for want of a token, but the slow get no help until that is paid back.
+    those to servers that count as down, once half of the time to the deadline has passed or where a policy gives no
+    help against slowness. Where it takes more than one to replace a member, as it does when few originals are wanted,
+    the others are charged, up to ``burst`` on credit: no request is lost for want of a token, but the slow get no help
+    until that is paid back.
 
     Raises:
         UserError: if an attribute is negative or not finite.

@@ -10,6 +10,8 @@ from coin_export.client.transport import ModelConfig, Transport
 from coin_export.code.manifest import PARAMETER_KEY, Group, from_json
 from coin_export.errors import DiscoveryError, ManifestError, TransportError
 
+_MOST_READINGS = 3
+
 
 @dataclass(frozen=True)
 class Served:
@@ -65,20 +67,49 @@ async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
     """Ask a server what it serves.
 
     A model that cannot be used is left out, as it may be none of the group that is wanted: one whose description
-    cannot be read, that has another name than it was built with, or that was unloaded in the meantime. So is one that
-    was replaced in the meantime, by other versions or with the whole server: what was read may be the version number
-    of the one and the description of the other.
+    cannot be read, that has another name than it was built with, or that was unloaded in the meantime.
+
+    What is read while a model, or the whole server, is replaced may be the version number of the one and the
+    description of the other. So it is read again if the versions that answer are others at the end.
 
     Args:
         transport: reaches it.
         versions: by model, the version to ask for, where the server's default is not wanted.
 
     Raises:
-        TransportError: if a call fails that is not about a single model, or the connection is lost.
+        TransportError: if a call fails that is not about a single model, the connection is lost, or models are replaced
+            as often as they are read.
     """
     server_version = await transport.server_metadata()
     ready = await transport.ready()
     models = await transport.model_index()
+    for _ in range(_MOST_READINGS):
+        report = await _read(transport, server_version, ready, models, versions)
+        stands, before = transport.connected, models
+        models = await transport.model_index()
+        if stands and all(_version_of(models, item, versions) == item.version for item in report.served):
+            return report
+    names = ", ".join(before)
+    cause = f"models were replaced while they were looked up, {_MOST_READINGS} times in a row: {names}"
+    raise TransportError(f"server {transport.address}: {cause}", address=transport.address)
+
+
+def _version_of(models: Mapping[str, tuple[str, ...]], served: Served, versions: Mapping[str, str]) -> str | None:
+    """Return the version of a member that answers by an index; None if there is none."""
+    found, wanted = models.get(served.member, ()), versions.get(served.member)
+    if wanted:
+        return wanted if wanted in found else None
+    return _default_version(found) if found else None
+
+
+async def _read(
+    transport: Transport,
+    server_version: str,
+    ready: bool,
+    models: Mapping[str, tuple[str, ...]],
+    versions: Mapping[str, str],
+) -> Report:
+    """Read the descriptions of the models in the index."""
     served: list[Served] = []
     problems: list[str] = []
     other_versions = {}
@@ -97,17 +128,7 @@ async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
             problems.append(str(error))
         except (ManifestError, DiscoveryError) as error:
             problems.append(str(error))
-    after = await transport.model_index()
-    changed = [item.member for item in served if after.get(item.member) != models[item.member]]
-    problems += [f"server {transport.address}, model {model!r}: it was replaced a moment ago" for model in changed]
-    return Report(
-        server_version,
-        ready and not changed,
-        tuple(models),
-        tuple(item for item in served if item.member not in changed),
-        other_versions,
-        tuple(problems),
-    )
+    return Report(server_version, ready, tuple(models), tuple(served), other_versions, tuple(problems))
 
 
 def _served(address: str, model: str, config: ModelConfig, version: str) -> list[Served]:

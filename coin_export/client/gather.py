@@ -109,6 +109,7 @@ class Gather:
         self._missing = set(wanted)
         self._askable = code.members  # not asked yet
         self._withheld: set[int] = set()  # not asked, as their servers count as down
+        self._resorted: set[int] = set()  # asked as a last resort, although their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
         self._help_at = self._late_after(started, len(self._wanted))
         self._helps_the_late = self._help_at < math.inf
@@ -175,7 +176,7 @@ class Gather:
 
     def doubted(self, row: int, now: float) -> list[Action]:
         """Tell that the server of a member that was asked counts as down by now; its answer is welcome all the same."""
-        if self.ended or row not in self._late_at:
+        if self.ended or row not in self._late_at or row in self._resorted:
             return []
         self._fall_out(row)
         return self._proceed(now)
@@ -222,13 +223,14 @@ class Gather:
         replacing = self._helpers(self._arrived.union(self._late_at), frozenset())
         self._memory.bucket.charge(max(0, len(replacing) - self._to_replace))
         self._to_replace = max(0, self._to_replace - len(replacing))
-        actions = self._ask_for_help(self._with_spares(replacing), now)
+        actions = self._ask_for_help(self._with_spares(replacing, now), now)
         late = frozenset(row for row, at in self._late_at.items() if at <= now)
         expected = self._arrived.union(self._late_at) - late
         rows = self._helpers(expected, late)
         self._help_at = math.inf
-        if self._memory.bucket.spend(len(rows)):
-            rows = self._with_spares(rows)
+        # From the last resort on, those that count as down cost nothing: no request is lost for want of a token.
+        if self._memory.bucket.spend(len(rows - self._withheld if self._resorts(now) else rows)):
+            rows = self._with_spares(rows, now)
         else:
             self.refusals += 1
             self._help_at = now + (now - self.started or self.patience_s)  # try again after as long again
@@ -248,10 +250,16 @@ class Gather:
             rows = set(helpers(self._code, self._goal, given, late, self._askable | self._withheld))
         return rows
 
-    def _with_spares(self, rows: set[int]) -> set[int]:
-        """Add all those withheld, if the budget allows it, where one of them is asked: it may be down indeed."""
+    def _with_spares(self, rows: set[int], now: float) -> set[int]:
+        """Add all those withheld where one of them is asked, as it may be down indeed.
+
+        Where the lack of one of them would be noticed in time, only as the budget allows.
+        """
         spares = self._withheld - rows
-        return rows | spares if rows & self._withheld and self._memory.bucket.spend(len(spares)) else rows
+        if not rows & self._withheld:
+            return rows
+        free = self._resorts(now) or not self._helps_the_late
+        return rows | spares if free or self._memory.bucket.spend(len(spares)) else rows
 
     def _ask_for_help(self, rows: set[int], now: float) -> list[Action]:
         if not rows:
@@ -261,6 +269,7 @@ class Gather:
         last_resort = tuple(sorted(rows & self._withheld))
         usual = tuple(sorted(rows - self._withheld))
         self._withheld = self._withheld.difference(last_resort)
+        self._resorted.update(last_resort)
         asked = (Send(usual), Send(last_resort, though_down=True))
         return [self._ask(send, late_at) for send in asked if send.rows]
 

@@ -130,7 +130,9 @@ class ServerPool:
             if not server.looking_up and now >= server.next_lookup:
                 self._look_up(server)
 
-    async def another_chance(self, failed: Build, since: float, until: float, arrived: Collection[int]) -> Build | None:
+    async def another_chance(
+        self, failed: Build, attempts: int, since: float, until: float, arrived: Collection[int]
+    ) -> Build | None:
         """Return a build for a request that ``failed`` could not answer: another one, or it again if things changed.
 
         Looks up, as a last resort, the servers that may have been replaced, and waits until enough of them are in
@@ -139,7 +141,9 @@ class ServerPool:
 
         Args:
             failed: the build of its last attempt.
-            since: the loop's time at which its first attempt was given up.
+            attempts: how often it was attempted. After more than one, the same build is returned only if enough of its
+                servers are in order: what fails again and again must not go on.
+            since: the loop's time at which the first attempt was given up.
             until: the loop's time at which it must have ended.
             arrived: the rows that answered it.
         """
@@ -152,16 +156,16 @@ class ServerPool:
             done, waiting = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-        if self._closed or self._loop.time() >= ends or not self.build.strength[0]:
+        if self._closed or self._loop.time() >= until or not self.build.strength[0]:
             return None
-        return self.build if look_ups or self.build is not failed else None
+        again = attempts == 1 or self._is_promising(failed, doubtful, arrived)
+        return self.build if self.build is not failed or (look_ups and again) else None
 
     def _is_promising(self, failed: Build, doubtful: Collection[Server], arrived: Collection[int]) -> bool:
         """Tell whether a request may begin again without waiting for more of the servers that were in doubt."""
-        if self.build is not failed:
-            return self.build.strength[0] > 0
         # What failed on a server that was not in doubt would fail again.
-        return failed.suffices(arrived, doubtful)
+        fit = self.build is not failed or failed.suffices(arrived, doubtful)
+        return fit and self.build.strength[0] > 0
 
     async def close(self) -> None:
         """Wait a bounded time for the calls under way, then close the connections.

@@ -20,6 +20,7 @@ from coin_export.code.linear import LinearCode
 from tests.client.virtual import Fate, Run, run, vandermonde
 
 PAIR = LinearCode(((0.5, 0.5),))  # originals 0 and 1, coded model 2
+TWO_CODED = LinearCode.from_rows([[2, 1], [1, 2]])  # coded models 2 and 3
 SOON = Policy(AtOnce(), AsSoonAsDecodable())
 EVERYBODY = Policy(AtOnce())
 NEVER = Fate(math.inf)
@@ -231,6 +232,32 @@ def test_the_budget_holds_when_everything_is_so_slow_that_all_count_as_down() ->
         calls += len(found.sent_at)
     helping = calls - 2 * requests
     assert 0 < helping <= policy.budget.share * 2 * requests + policy.budget.burst
+
+
+def test_without_help_against_slowness_all_that_count_as_down_are_asked_whatever_the_budget() -> None:
+    policy = Policy(OnlyWhenDown(), AsSoonAsDecodable(), Budget(0.0, 0.0))
+    fates = [Fate(math.inf, down=True), Fate(0.001), Fate(math.inf, down=True), Fate(0.004, down=True)]
+    found = run(TWO_CODED, (0, 1), policy, fates)
+    assert found is not None and set(found.sent_at) == {0, 1, 2, 3}
+    assert found.ended_at == 0.004
+
+
+def test_in_the_end_a_member_that_counts_as_down_is_asked_where_another_would_cost_a_token() -> None:
+    policy = Policy(AfterDelay(0.010), AsSoonAsDecodable(), Budget(0.0, 0.0))
+    fates = [Fate(0.003, down=True), NEVER, Fate(0.003), Fate(0.003)]
+    found = run(TWO_CODED, (0, 1), policy, fates, deadline=0.5)
+    assert found is not None and found.sent_at == {1: 0.0, 2: 0.0, 0: 0.25}
+    assert ended(found) == pytest.approx(0.253)
+
+
+def test_a_member_that_was_asked_although_it_counts_as_down_is_not_replaced_for_that() -> None:
+    policy = Policy(AfterDelay(0.010), budget=Budget(0.0, 0.0))
+    gather = Gather(PAIR, (0, 1), policy, Memory(policy), 0.0, 1.0)
+    gather.start()
+    actions = [action for row in (0, 1, 2) for action in gather.withheld(row, 0.0)]
+    asked = {row for send in actions if isinstance(send, Send) and send.though_down for row in send.rows}
+    assert len(asked) == 2
+    assert not any(isinstance(action, Send) for row in asked for action in gather.doubted(row, 0.010))
 
 
 def test_the_grace_counts_from_when_help_was_asked_for() -> None:

@@ -26,7 +26,7 @@ from coin_export.client.transport import TransportOptions
 from coin_export.client.transport_grpc import GrpcTransport
 from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group
-from coin_export.errors import UndecodableError
+from coin_export.errors import TransportError, UndecodableError
 from tests.client.fake_http import HttpTriton
 from tests.client.fake_triton import (
     PIXELS,
@@ -240,23 +240,44 @@ async def test_a_request_that_brings_servers_down_does_not_go_on_for_ever() -> N
 
 
 class ReplacedMeanwhile(FakeTriton):
-    """Takes the new build while its models' configurations are read for the first time."""
+    """Takes the new build, under a new version number each time, while its models' configurations are read."""
+
+    times = 1
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
-        if self.group != NEW:
-            await reload(self)
+        if self.times:
+            self.times -= 1
+            self.group = NEW
+            self.model_versions = {"a": (str(9 - self.times),)}
         return await super().ModelConfig(request, context)
 
 
-async def test_what_is_read_while_a_model_is_replaced_is_not_used() -> None:
+async def test_what_was_read_while_a_model_was_replaced_is_read_again() -> None:
     server = ReplacedMeanwhile(OLD, ["a"])
     async with started(server) as (address,):
         transport = GrpcTransport(address, TransportOptions())
         report = await ask(transport, {})
-        assert report.served == () and not report.ready
-        assert report.problems == (f"server {address}, model 'a': it was replaced a moment ago",)
-        report = await ask(transport, {})
-        assert [(item.generation, item.version) for item in report.served] == [(NEW.generation, "2")] and report.ready
+        assert [(item.generation, item.version) for item in report.served] == [(NEW.generation, "9")] and report.ready
+        server.times = 3
+        with pytest.raises(TransportError, match="replaced while they were looked up, 3 times in a row: a"):
+            await ask(transport, {})
+        await transport.close()
+
+
+class LoadsMore(FakeTriton):
+    """Has one more version of its model whenever it is asked for its index."""
+
+    async def RepositoryIndex(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        versions = self.model_versions.get("a", ("1",))
+        self.model_versions = {"a": (*versions, str(len(versions) + 1))}
+        return await super().RepositoryIndex(request, context)
+
+
+async def test_versions_that_are_loaded_beside_the_one_asked_for_change_nothing() -> None:
+    async with started(LoadsMore(NEW, ["a"])) as (address,):
+        transport = GrpcTransport(address, TransportOptions())
+        report = await ask(transport, {"a": "2"})
+        assert [item.version for item in report.served] == ["2"]
         await transport.close()
 
 
