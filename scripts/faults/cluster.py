@@ -121,6 +121,12 @@ class Cluster:
         """
         return _LOCK_FAULT in self.last_words(name)
 
+    def revive(self) -> None:
+        """Start those servers again that were shaken off."""
+        for name in self.linear.members:
+            if self.has_crashed(name) and self.was_shaken_off(name):
+                self.restart(name)
+
     def last_words(self, name: str) -> str:
         """Return the end of a server's log."""
         return self._log(name).read_text(encoding="utf-8", errors="replace")[-_LAST_WORDS:]

@@ -61,12 +61,19 @@ class Asker:
         self.linear.check(inputs, answers)
         return answers
 
-    async def ask_until(self, condition: Callable[[Answers], bool]) -> Answers:
-        """Ask until the answers are as expected; all others must be right, too."""
+    async def ask_until(self, condition: Callable[[Answers], bool], resumed: Cluster | None = None) -> Answers:
+        """Ask until the answers are as expected; all others must be right, too.
+
+        Args:
+            condition: on the answers.
+            resumed: the servers, where a stopped one goes on: it may be shaken off by that, and is then started again.
+        """
         for _ in range(_ATTEMPTS):
             answers = await self.ask()
             if condition(answers):
                 return answers
+            if resumed is not None:
+                await asyncio.to_thread(resumed.revive)
             await asyncio.sleep(_PAUSE_S)
         raise AssertionError(f"asked in vain; the last answers: {answers}")
 

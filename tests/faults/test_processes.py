@@ -33,7 +33,7 @@ async def test_a_stopped_server_s_answers_are_decoded_until_it_goes_on(three: Cl
         for _ in range(REQUESTS):
             assert decoded("b")(await asker.ask())
         three.resume("b")
-        await asker.ask_until(all_direct)
+        await asker.ask_until(all_direct, resumed=three)
 
 
 async def test_a_coded_server_that_is_down_costs_nothing(three: Cluster, wire: str) -> None:
@@ -64,7 +64,7 @@ async def test_too_many_stopped_servers_are_named_at_the_deadline(three: Cluster
         await asker.fail_naming({"a": addresses["a"], "b": addresses["b"]}, deadline=0.5)
         three.resume("a")
         three.resume("b")
-        await asker.ask_until(all_direct)
+        await asker.ask_until(all_direct, resumed=three)
 
 
 async def test_a_server_restarted_while_requests_are_under_way_loses_none_of_them(three: Cluster, wire: str) -> None:
@@ -98,7 +98,7 @@ async def test_two_originals_at_once_are_decoded_from_two_coded_models(four: Clu
             assert decoded("a", "b")(await asker.ask())
         four.resume("b")
         await asyncio.to_thread(four.restart, "a")
-        await asker.ask_until(all_direct)
+        await asker.ask_until(all_direct, resumed=four)
 
 
 async def test_an_original_and_a_coded_model_at_once(four: Cluster, wire: str) -> None:
@@ -126,7 +126,7 @@ async def test_far_more_requests_at_once_than_the_budget_helps_survive_a_stopped
         found = await asyncio.gather(*(asker.ask() for _ in range(100)))
         assert all(decoded("a")(answers) for answers in found)
         three.resume("a")
-        await asker.ask_until(all_direct)
+        await asker.ask_until(all_direct, resumed=three)
 
 
 async def test_two_servers_may_be_down_from_the_start(four: Cluster, wire: str) -> None:
@@ -140,4 +140,4 @@ async def test_two_servers_may_be_down_from_the_start(four: Cluster, wire: str) 
         await asker.fail_naming({"b": addresses["b"]}, deadline=0.5)
         four.resume("b")
         await asyncio.to_thread(four.restart, "a")
-        await asker.ask_until(all_direct)
+        await asker.ask_until(all_direct, resumed=four)
