@@ -1,7 +1,7 @@
 """Reproduce the paper's tables and figures, and hold the default encoder to its targets: see docs/results.md.
 
     python scripts/reproduce_paper.py --data-dir ../shared/data            # everything; many hours on two cores
-    python scripts/reproduce_paper.py --data-dir ../shared/data --quick    # a small version, about ten minutes
+    python scripts/reproduce_paper.py --data-dir ../shared/data --quick    # a small version
 
 Trains originals, runs encoders on them in worker processes of one thread each, decodes every erasure pattern on the
 test parts, writes ``reproduce.json`` and the figures, prints the tables and puts them into the page. Originals and
