@@ -14,7 +14,7 @@ from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.selection import ClosedForm, HeldOut, best_closed_form
+from coin_export.encode.selection import ClosedForm, HeldOut, best_closed_forms
 from coin_export.encode.teachers import Teachers
 from coin_export.model.signature import Original
 
@@ -58,13 +58,13 @@ def auto(
 
     Raises:
         CalibrationError: if there are fewer than two points.
-        CoinExportError: as `best_closed_form`.
+        CoinExportError: as `best_closed_forms`.
     """
     meter = CostMeter()
     used, decides = calibration.split(options.held_out, options.seed)
     teachers = Teachers(originals, Passes())
     held_out = HeldOut(teachers, Criterion(code, options.criterion), decides)
-    choice = best_closed_form(originals, code, used, options.candidates, options.batch_norm, cache, held_out)
+    (choice,) = best_closed_forms(originals, code, used, [options.candidates], options.batch_norm, cache, held_out)
     notes = {
         "chosen": choice.name,
         "why": f"least {options.criterion} of the decoded outputs on {len(decides)} held-out points",

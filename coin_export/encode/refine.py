@@ -16,7 +16,7 @@ descents with a schedule of their own, each from where the one before led and tw
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,7 +31,7 @@ from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding, StateDict
-from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_of_families
+from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_closed_forms, families_of
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.model.signature import Original
 
@@ -135,13 +135,14 @@ def refine(
 
     Raises:
         CalibrationError: if there are fewer than two points.
-        CoinExportError: as `best_of_families`.
+        CoinExportError: as `best_closed_forms`.
     """
     meter = CostMeter()
     learnt_from, decides = calibration.split(options.held_out, options.seed)
     teachers, criterion = Teachers(originals, Passes()), Criterion(code, options.criterion)
     held_out = HeldOut(teachers, criterion, decides, options.augmentation, options.seed)
-    starts = best_of_families(originals, code, learnt_from, options.starts, options.batch_norm, cache, held_out)
+    families = families_of(options.starts)
+    starts = best_closed_forms(originals, code, learnt_from, families, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
     def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
@@ -158,20 +159,19 @@ def refine(
     contests = len(starts) + len(other_rates)
     steps = min(options.trial_steps, in_all // (_TRIALS * contests)) if contests > 1 else 0
     schedule = Schedule(steps, options.batch_size, first_rate, options.optimizer)
-    trials: dict[str, float] = {}
+    trials: dict[tuple[Choice, float], _Descent] = {}
 
-    def try_out(choice: Choice, rate: float) -> tuple[_Descent, Choice, float]:
-        descent = descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
-        trials[f"{choice.name} {rate:g}"] = descent.error
-        return descent, choice, rate
+    def trial(choice: Choice, rate: float) -> _Descent:
+        return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
 
     start = min(starts, key=lambda choice: choice.error)
     here = best = _Descent(start.error, start.states)
     if steps:
-        contest = [try_out(choice, first_rate) for choice in starts]
-        _, start, _ = _ahead(contest)
-        contest += [try_out(start, rate) for rate in other_rates]
-        here, start, rate = _ahead(contest)
+        trials |= {(choice, first_rate): trial(choice, first_rate) for choice in starts}
+        winner, _ = _ahead(trials)
+        trials |= {(winner, rate): trial(winner, rate) for rate in other_rates}
+        start, rate = _ahead(trials)
+        here = trials[start, rate]
         best = min(best, here, key=_error_of)
         schedule = replace(schedule, learning_rate=rate)
         in_all -= steps * contests
@@ -189,7 +189,7 @@ def refine(
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
         "learning_rate": schedule.learning_rate,
-        "trial_errors": trials,
+        "trial_errors": {f"{choice.name} {rate:g}": descent.error for (choice, rate), descent in trials.items()},
         "rungs": done,
         "held_out_error": best.error,
     }
@@ -211,9 +211,9 @@ def _error_of(descent: _Descent) -> float:
     return descent.error
 
 
-def _ahead(contest: Sequence[tuple[_Descent, Choice, float]]) -> tuple[_Descent, Choice, float]:
-    """Return the contestant with the least error; of equals, the first."""
-    return min(contest, key=lambda entry: entry[0].error)
+def _ahead(trials: Mapping[tuple[Choice, float], _Descent]) -> tuple[Choice, float]:
+    """Return the start and the rate of the trial with the least error; of equals, the first."""
+    return min(trials, key=lambda entry: trials[entry].error)
 
 
 def rungs(steps: int, first: int) -> list[int]:

@@ -109,16 +109,29 @@ class Choice:
         return self.errors[self.name]
 
 
-def best_of_families(
+def families_of(names: Sequence[ClosedForm]) -> list[list[ClosedForm]]:
+    """Split closed forms into the `FAMILIES` that have a member among them."""
+    families = [[name for name in names if name in family] for family in FAMILIES]
+    return [family for family in families if family]
+
+
+def best_closed_forms(
     originals: Sequence[Original],
     code: LinearCode,
     calibration: CalibrationInputs,
-    names: Sequence[ClosedForm],
+    families: Sequence[Sequence[ClosedForm]],
     batch_norm: BatchNormPolicy,
     cache: Path | None,
     held_out: HeldOut,
 ) -> list[Choice]:
-    """Return the best closed form of each of the `FAMILIES` that has a member among ``names``.
+    """Make closed forms with their default options, and choose in each family; Fisher statistics are computed once.
+
+    ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
+    originals, each closed form is tried with averaged and with estimated ones, or as ``batch_norm`` says. Of equals,
+    the first is taken.
+
+    Returns:
+        The best of each family; families without finite outputs are left out.
 
     Raises:
         NonFiniteError: if none has finite outputs.
@@ -126,46 +139,13 @@ def best_of_families(
     """
     found: list[Choice] = []
     failure: NonFiniteError | None = None
-    for family in FAMILIES:
-        chosen = [name for name in names if name in family]
-        if not chosen:
-            continue
-        try:
-            found.append(best_closed_form(originals, code, calibration, chosen, batch_norm, cache, held_out))
-        except NonFiniteError as error:
-            failure = error
-    if failure is not None and not found:
-        raise failure
-    return found
-
-
-def best_closed_form(
-    originals: Sequence[Original],
-    code: LinearCode,
-    calibration: CalibrationInputs,
-    names: Sequence[ClosedForm],
-    batch_norm: BatchNormPolicy,
-    cache: Path | None,
-    held_out: HeldOut,
-) -> Choice:
-    """Make the named closed forms with their default options, and choose; Fisher statistics are computed once.
-
-    ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
-    originals, each closed form is tried with averaged and with estimated ones, or as ``batch_norm`` says. Of equals,
-    the first is taken.
-
-    Raises:
-        NonFiniteError: if none has finite outputs.
-        CoinExportError: as the encoders.
-    """
-    errors: dict[str, float] = {}
-    best = Choice("", [], errors)
     inputs = working_inputs(calibration)
-    with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
+
+    def best(names: Sequence[ClosedForm], statistics: Path) -> Choice:
+        errors: dict[str, float] = {}
+        choice = Choice("", [], errors)
         for name in names:
-            encodings = [
-                _CLOSED_FORMS[name](originals, row, calibration, cache or Path(folder)) for row in code.parities
-            ]
+            encodings = [_CLOSED_FORMS[name](originals, row, calibration, statistics) for row in code.parities]
             for encoding in encodings:
                 held_out.teachers.passes.add(encoding.cost)
             modules = [working_copy(originals[0], encoding.state_dict) for encoding in encodings]
@@ -173,13 +153,23 @@ def best_closed_form(
                 least = min(errors.values(), default=math.inf)
                 errors[title] = held_out.error(modules)
                 if errors[title] < least:
-                    best = Choice(title, [finished_state(module, originals[0]) for module in modules], errors)
-    if not best.states:
-        raise NonFiniteError(
-            f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
-            "check the originals on the calibration inputs"
-        )
-    return best
+                    choice = Choice(title, [finished_state(module, originals[0]) for module in modules], errors)
+        if not choice.states:
+            raise NonFiniteError(
+                f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
+                "check the originals on the calibration inputs"
+            )
+        return choice
+
+    with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
+        for family in families:
+            try:
+                found.append(best(family, cache or Path(folder)))
+            except NonFiniteError as error:
+                failure = error
+    if failure is not None and not found:
+        raise failure
+    return found
 
 
 def _with_statistics(
