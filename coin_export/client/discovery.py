@@ -85,21 +85,21 @@ async def ask(transport: Transport, versions: Mapping[str, str]) -> Report:
     models = await transport.model_index()
     for _ in range(_MOST_READINGS):
         report = await _read(transport, server_version, ready, models, versions)
-        stands, before = transport.connected, models
+        stands = transport.connected
         models = await transport.model_index()
-        if stands and all(_version_of(models, item, versions) == item.version for item in report.served):
+        if stands and all(_answering(models, item.member, versions) == item.version for item in report.served):
             return report
-    names = ", ".join(before)
-    cause = f"models were replaced while they were looked up, {_MOST_READINGS} times in a row: {names}"
+    cause = f"models were replaced while they were looked up, {_MOST_READINGS} times in a row: {', '.join(models)}"
     raise TransportError(f"server {transport.address}: {cause}", address=transport.address)
 
 
-def _version_of(models: Mapping[str, tuple[str, ...]], served: Served, versions: Mapping[str, str]) -> str | None:
-    """Return the version of a member that answers by an index; None if there is none."""
-    found, wanted = models.get(served.member, ()), versions.get(served.member)
+def _answering(index: Mapping[str, tuple[str, ...]], model: str, versions: Mapping[str, str]) -> str | None:
+    """Return the version of a model that answers; None if the one that is asked for, or the model, is not there."""
+    found, wanted = index.get(model, ()), versions.get(model)
     if wanted:
         return wanted if wanted in found else None
-    return _default_version(found) if found else None
+    # What Triton takes when none is named: the greatest number.
+    return max(found, key=lambda version: int(version) if version.isdecimal() else -1, default=None)
 
 
 async def _read(
@@ -114,13 +114,13 @@ async def _read(
     problems: list[str] = []
     other_versions = {}
     for model, found in models.items():
-        version = versions.get(model, "")
-        if version and version not in found:
+        version = _answering(models, model, versions)
+        if version is None:
             other_versions[model] = found
             continue
         try:
-            config = await transport.model_config(model, version)
-            served += _served(transport.address, model, config, version or _default_version(found))
+            config = await transport.model_config(model, versions.get(model, ""))
+            served += _served(transport.address, model, config, version)
         except TransportError as error:
             if transport.version is None or not transport.connected:
                 raise  # it is the server that is gone
@@ -216,11 +216,6 @@ def may_replace(group: Group, other: Group) -> bool:
 def _interface(group: Group) -> tuple[object, ...]:
     members = tuple((member.name, member.role, group.outputs_of(member)) for member in group.members)
     return group.inputs, group.outputs, group.code_space, members
-
-
-def _default_version(versions: tuple[str, ...]) -> str:
-    """Return the version that Triton takes when none is named: the greatest number."""
-    return max(versions, key=lambda version: int(version) if version.isdecimal() else -1)
 
 
 def _choose_group(reports: Reports, down: Mapping[str, str], wanted: str | None) -> str:
