@@ -77,6 +77,16 @@ async def turned(client: CodedClient) -> None:
         await asyncio.sleep(0.01)
 
 
+async def lose_the_old_build(client: CodedClient, servers: Sequence[FakeTriton]) -> None:
+    """Replace the coded models under a request that asked the originals, then drop these."""
+    await eventually(lambda: servers[0].asked == servers[1].asked == 1)
+    for server in servers[2:]:
+        await reload(server)
+    await turned(client)
+    for server in servers[:2]:
+        await server.stop()
+
+
 async def restart(server: FakeTriton) -> None:
     await server.stop()
     server.group = NEW
@@ -183,12 +193,7 @@ async def test_a_request_whose_build_is_gone_begins_again_on_the_new_one() -> No
     policy = Policy(OnlyWhenDown())
     async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=OFTEN) as client:
         request = asyncio.create_task(client.infer({"input": BATCH}))
-        await eventually(lambda: servers[0].asked == servers[1].asked == 1)
-        for server in (servers[2], servers[3]):
-            await reload(server)
-        await turned(client)
-        for server in servers[:2]:
-            await server.stop()
+        await lose_the_old_build(client, servers)
         answers = await request
         assert build_of(answers) == NEW
         assert {answer.source for answer in answers.values()} == {Source.DECODED}
@@ -201,12 +206,7 @@ async def test_a_request_survives_that_the_servers_of_its_second_attempt_are_rep
     policy = Policy(OnlyWhenDown())
     async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=OFTEN) as client:
         request = asyncio.create_task(client.infer({"input": BATCH}, deadline=60.0))
-        await eventually(lambda: servers[0].asked == servers[1].asked == 1)
-        for server in (servers[2], servers[3]):
-            await reload(server)
-        await turned(client)
-        for server in servers[:2]:
-            await server.stop()
+        await lose_the_old_build(client, servers)
         await eventually(lambda: servers[2].asked == servers[3].asked == 1)
         for server in (servers[2], servers[3]):
             server.hold.set()
