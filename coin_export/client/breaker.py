@@ -1,4 +1,4 @@
-"""Whether a server that misses calls counts as down. No clock, no IO: it is told what happened and when.
+"""Whether a server that misses calls, or answers late for long, counts as down. No clock, no IO: they are told.
 
 Misses in a row, without an answer in between, open the breaker. Errors do so by their number alone. Lateness must
 also have gone on for a time: on a busy client one short stall (a garbage collection, a page fault, a neighbour)
@@ -46,3 +46,36 @@ class Breaker:
         by_errors = self._errors >= self.misses_in_a_row
         by_silence = self._misses >= self.misses_in_a_row and now - self._since >= self.silence_s
         return by_errors or by_silence
+
+
+@dataclass
+class Lag:
+    """The late calls of one server since its last prompt answer, answered or not.
+
+    A server that answers everything, but late, never opens a `Breaker`.
+
+    Attributes:
+        late_in_a_row: so many show that it lags behind.
+        slow_s: seconds between the first and the last of the row after which it counts as slow.
+    """
+
+    late_in_a_row: int
+    slow_s: float
+    _late: int = field(default=0, init=False)
+    _since: float = field(default=0.0, init=False)
+
+    @property
+    def lagging(self) -> bool:
+        """Whether it lags behind at present."""
+        return self._late >= self.late_in_a_row
+
+    def prompt(self) -> None:
+        """Take note of a prompt answer: the row is over."""
+        self._late = 0
+
+    def late(self, now: float) -> bool:
+        """Take note of a late call; tell whether the server is slow."""
+        if not self._late:
+            self._since = now
+        self._late += 1
+        return self.lagging and now - self._since >= self.slow_s

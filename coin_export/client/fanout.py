@@ -112,7 +112,7 @@ class Fanout:
             if overdue and call.server.transport.may_cancel:
                 # Cancelled, it cannot show by a late answer that its server is well.
                 overdue = row in self._gather.lacked
-            on_late = partial(_learn_late, self._gather, row, call.watch)
+            on_late = partial(_learn_late, self._gather, row, call)
             cancelled = call.server.release(call.task, on_late, overdue=overdue)
             if cancelled and ended:
                 self._gather.overtaken(row, now)
@@ -220,7 +220,10 @@ class Fanout:
 
     def _receive(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> list[Action]:
         problem = self._take(row, reply, error, now)
-        watch = self._calls[row].watch
+        call = self._calls[row]
+        if error is None:
+            _judge(call, self._gather.slow_s, now)
+        watch = call.watch
         if watch is not None:
             watch.answered(now, problem)
         if not problem:
@@ -249,12 +252,19 @@ class Fanout:
         return ""
 
 
-def _learn_late(
-    gather: Gather, row: int, watch: CallWatch | None, reply: Reply | None, error: BaseException | None
-) -> None:
+def _learn_late(gather: Gather, row: int, call: _Call, reply: Reply | None, error: BaseException | None) -> None:
     """Let the memory learn from the answer of an abandoned call; holds on to nothing else of the request."""
     now = asyncio.get_running_loop().time()
     if error is None:
+        _judge(call, gather.slow_s, now)
         gather.arrived(row, now)
-    if watch is not None:
-        watch.ended_late(now, error)
+    if call.watch is not None:
+        call.watch.ended_late(now, error)
+
+
+def _judge(call: _Call, slow_s: float, now: float) -> None:
+    """Let the time that an answer took speak for or against its server."""
+    if now - call.sent < slow_s:
+        call.server.answered_in_time()
+    else:
+        call.server.answered_late()

@@ -132,6 +132,11 @@ class Gather:
         """After how long a call that is given up counts against its server."""
         return self._memory.patience_s
 
+    @property
+    def slow_s(self) -> float:
+        """A call that took as long counts against its server; infinite where there is no help against slowness."""
+        return self._memory.slow_s if self._helps_the_late else math.inf
+
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
         self._memory.bucket.earn(len(self._wanted))
@@ -293,7 +298,7 @@ class Gather:
 
     def _learn(self, row: int, now: float) -> None:
         if row < self._code.k and row in self._wanted:  # these are all asked when the request begins
-            self._memory.latencies.add(now - self.started)
+            self._memory.latencies.add(now - self.started, row)
 
     def _wake(self) -> list[Action]:
         at = self._deadline

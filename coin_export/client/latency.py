@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+_Number = TypeVar("_Number", np.float64, np.intp)
+
 CAPACITY = 4096
+SLOW = 2.0  # a member that takes so many times as long as the typical one is slow
 _ENOUGH = 20  # fewer say nothing about a tail
 _REFRESH = 32  # additions after which a quantile is found anew
+_REFRESH_TYPICAL = 1 / 8  # share of the window after which that of the typical member is: it takes a look at each
 
 
 class Latencies:
@@ -21,12 +26,21 @@ class Latencies:
 
     def __init__(self) -> None:
         self._ring = np.zeros(CAPACITY)
+        self._rows = np.zeros(CAPACITY, dtype=np.intp)
         self._count = 0
         self._found: dict[tuple[float, int], float] = {}
+        self._typical: dict[tuple[float, int], float | None] = {}
+        self._typical_ends = 0  # the count at which these are out of date
 
-    def add(self, seconds: float) -> None:
-        """Take in one more, in place of the oldest."""
-        self._ring[self._count % CAPACITY] = seconds
+    def add(self, seconds: float, row: int = 0) -> None:
+        """Take in one more, in place of the oldest.
+
+        Args:
+            seconds: how long a call took.
+            row: the member that was asked.
+        """
+        place = self._count % CAPACITY
+        self._ring[place], self._rows[place] = seconds, row
         self._count += 1
         if self._count % _REFRESH == 0:
             self._found.clear()
@@ -38,12 +52,42 @@ class Latencies:
         found = self._found.get((q, window))
         if found is None:
             size = min(window, self._count, CAPACITY)
-            rank = max(math.ceil(q * size) - 1, 0)
-            found = self._found[q, window] = float(np.partition(self._latest(size), rank)[rank])
+            found = self._found[q, window] = _ranked(self._latest(self._ring, size), q)
         return found
 
-    def _latest(self, size: int) -> npt.NDArray[np.float64]:
+    def usual(self, q: float, window: int = CAPACITY) -> float | None:
+        """Return the `quantile`, but no more than twice the `typical` one: slowness of a few does not become usual."""
+        quantile, typical = self.quantile(q, window), self.typical(q, window)
+        return quantile if quantile is None or typical is None else min(quantile, SLOW * typical)
+
+    def typical(self, q: float, window: int = CAPACITY) -> float | None:
+        """Return the ``q``-quantile of the typical member: the lower median of the members' own quantiles, in seconds.
+
+        Members are copies of one architecture, so those that take clearly longer are slow. However long they are, and
+        however often they are asked, they do not change what is typical as long as at least half of the members, of
+        two one, are in order.
+
+        Returns:
+            None when enough latencies are known of fewer than two members.
+        """
+        if self._count >= self._typical_ends:
+            self._typical.clear()
+            self._typical_ends = self._count + max(_REFRESH, int(_REFRESH_TYPICAL * min(self._count, CAPACITY)))
+        if (q, window) not in self._typical:
+            size = min(window, self._count, CAPACITY)
+            latest, rows = self._latest(self._ring, size), self._latest(self._rows, size)
+            known = np.flatnonzero(np.bincount(rows, minlength=1) >= _ENOUGH).tolist()
+            own = sorted(_ranked(latest[rows == row], q) for row in known)
+            self._typical[q, window] = own[(len(own) - 1) // 2] if len(own) > 1 else None
+        return self._typical[q, window]
+
+    def _latest(self, ring: npt.NDArray[_Number], size: int) -> npt.NDArray[_Number]:
         end = self._count % CAPACITY
         if size <= end:
-            return self._ring[end - size : end]
-        return np.concatenate([self._ring[CAPACITY - (size - end) :], self._ring[:end]])
+            return ring[end - size : end]
+        return np.concatenate([ring[CAPACITY - (size - end) :], ring[:end]])
+
+
+def _ranked(values: npt.NDArray[np.float64], q: float) -> float:
+    rank = max(math.ceil(q * len(values)) - 1, 0)
+    return float(np.partition(values, rank)[rank])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from coin_export.client.budget import TokenBucket
-from coin_export.client.latency import Latencies
+from coin_export.client.latency import SLOW, Latencies
 from coin_export.client.policy import Policy
 
 _LATE = 0.95  # of the recent latencies
@@ -25,5 +25,11 @@ class Memory:
     @property
     def patience_s(self) -> float:
         """After how long a call that is given up counts against its server."""
-        usual = self.latencies.quantile(_LATE)
+        usual = self.latencies.usual(_LATE)
         return _PATIENCE_S if usual is None else usual
+
+    @property
+    def slow_s(self) -> float:
+        """An answer that took as long does not show that its server is well."""
+        typical = self.latencies.typical(_LATE)
+        return SLOW * (self.patience_s if typical is None else typical)

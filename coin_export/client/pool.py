@@ -59,7 +59,8 @@ class ServerPool:
         self._builds: dict[str, Build] = {}  # by generation, those that servers hold, the newest last
         self._build: Build | None = None
         self._servers = {
-            address: Server(transport(address), limits, self._doubt, self._room_changed) for address in addresses
+            address: Server(transport(address), limits, self._doubt, self._room_changed, self._lags)
+            for address in addresses
         }
         self._make_build = partial(
             Build, servers=self._servers, versions=versions, routing=routing, rng=random.Random()
@@ -198,6 +199,12 @@ class ServerPool:
         if not known or server.in_doubt:
             self.look_up_due()
         self._settle()
+
+    def _lags(self, server: Server) -> None:
+        """Do without a server that answers late, if there are enough that do not: when all are slow, none is."""
+        others = [other for other in self._servers.values() if other is not server and not other.lagging]
+        if self._build is not None and self._build.suffices((), others):
+            self._doubt(server, f"no answer within twice the usual time for {self._limits.slow_s:g} s or longer")
 
     def _look_up(self, server: Server) -> Task:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s

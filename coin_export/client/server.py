@@ -1,9 +1,10 @@
 """One server as a client sees it: its calls under way, those abandoned, and whether it counts as down.
 
 Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
-the breaker (see `breaker`): the server counts as down. It is then looked up (see `pool`), at most once at a time; a
-look-up that succeeds puts it on probation, in which one more miss opens the breaker again and an answer closes it
-for good.
+the breaker (see `breaker`): the server counts as down. So does one that answers, but for long only late, where the
+others do without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts it on
+probation, in which one more miss opens the breaker again and an answer, of a slow server a prompt one, closes it for
+good.
 
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
@@ -19,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coin_export.client.breaker import Breaker
+from coin_export.client.breaker import Breaker, Lag
 from coin_export.client.discovery import Report, ask
 from coin_export.client.transport import RefusedError, Transport
 
@@ -41,6 +42,8 @@ class Limits:
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
             stall puts no server out of use.
+        slow_s: a server that answered nothing within twice the usual time for so many seconds counts as down, too, if
+            the others do without it; infinite for never.
         discovery_s: how long connecting waits for each server (all are asked at the same time), and how long a
             request that cannot be answered waits for servers that may have been replaced.
         lookup_interval_s: a server that is down is looked up again at most this often, when requests are made; all
@@ -53,6 +56,7 @@ class Limits:
     abandoned_per_server: int = 64
     misses_in_a_row: int = 5
     silence_s: float = 0.1
+    slow_s: float = 1.0
     discovery_s: float = 5.0
     lookup_interval_s: float = 1.0
     rediscovery_interval_s: float = 30.0
@@ -68,6 +72,7 @@ class Server:
         on_doubt: told why the server is to count as down; nothing (an empty text) when a call only failed in a way
             that lets another server have taken its place.
         on_room: told when the bound on abandoned calls is reached, and when there is room again.
+        on_slow: told, again and again, that it has been answering late for long.
 
     Attributes:
         report: what it serves; None until it was looked up.
@@ -81,6 +86,7 @@ class Server:
         limits: Limits,
         on_doubt: Callable[[Server, str], None],
         on_room: Callable[[Server], None] = lambda server: None,
+        on_slow: Callable[[Server], None] = lambda server: None,
     ) -> None:
         self.transport = transport
         self.address = transport.address
@@ -90,11 +96,13 @@ class Server:
         self._limits = limits
         self._on_doubt = on_doubt
         self._on_room = on_room
+        self._on_slow = on_slow
         self._look_up: Task | None = None
         # Whether what it holds is in doubt, and how often that was said: a look-up settles what was said before it.
         self._doubted = False
         self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
+        self._lag = Lag(limits.misses_in_a_row, limits.slow_s)
         self._calls: dict[Task, OnEnd | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
@@ -210,9 +218,24 @@ class Server:
             )
         return False
 
+    @property
+    def lagging(self) -> bool:
+        """Whether the last few calls to it, at least, were late."""
+        return self._lag.lagging
+
     def late(self) -> None:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
+        self.answered_late()
+
+    def answered_late(self) -> None:
+        """Take note of an answer that took far longer than usual."""
+        if self._lag.late(asyncio.get_running_loop().time()) and not self.down:
+            self._on_slow(self)
+
+    def answered_in_time(self) -> None:
+        """Take note of a prompt answer."""
+        self._lag.prompt()
 
     async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         # Telling from within the task spares a turn of the event loop, which a callback of the task would take.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coin_export.client.breaker import Breaker
+from coin_export.client.breaker import Breaker, Lag
 
 STEP_S = 0.01
 
@@ -56,3 +56,23 @@ def test_it_never_opens_on_fewer_misses_or_across_an_answer(story: str, misses: 
         missed = row.replace(" ", "")
         assert len(missed) >= misses
         assert missed.count("E") >= misses or (len(row.lstrip(" ")) - 1) * STEP_S >= 0.1 - 1e-6
+
+
+@pytest.mark.parametrize(
+    ("story", "slow", "lagging"),
+    [
+        ("LL" + 8 * " " + "L", [10], True),
+        ("LLLLLLLLL", [], True),  # 80 ms
+        ("LLLLLLLLLLLL", [10, 11], True),
+        ("LLLLLL.LLLLLL.", [], False),
+        ("LLL.LL", [], False),
+    ],
+)  # fmt: skip
+def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int], lagging: bool) -> None:
+    lag, found = Lag(late_in_a_row=3, slow_s=0.1), []
+    for index, letter in enumerate(story):
+        if letter == ".":
+            lag.prompt()
+        elif letter == "L" and lag.late(1000.0 + index * STEP_S):
+            found.append(index)
+    assert found == slow and lag.lagging is lagging

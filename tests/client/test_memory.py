@@ -65,6 +65,36 @@ def test_a_quantile_is_found_anew_as_latencies_change() -> None:
     assert recent.quantile(0.5, 32) == 2.0
 
 
+@pytest.mark.parametrize(
+    ("seconds", "usual"),
+    [
+        ((0.010, 0.010), 0.010),
+        ((0.010, 0.015), 0.015),  # another machine, perhaps
+        ((0.010, 0.500), 0.020),
+        ((0.500, 0.010), 0.020),
+        ((0.010, 0.012, 0.500), 0.024),
+        ((0.010, 0.500, 0.500), 0.500),  # most are slow: that is usual
+        ((0.500,), 0.500),  # with whom should it be compared
+    ],
+)
+def test_slowness_of_a_few_does_not_become_usual(seconds: tuple[float, ...], usual: float) -> None:
+    recent = Latencies()
+    for _ in range(CAPACITY):
+        for row, time in enumerate(seconds):
+            recent.add(time, row)
+    assert recent.usual(0.95) == pytest.approx(usual)
+    assert recent.quantile(0.95) == max(seconds)
+
+
+def test_a_member_that_is_hardly_known_is_not_compared() -> None:
+    recent = Latencies()
+    for _ in range(CAPACITY):
+        recent.add(0.5, 0)
+    for _ in range(19):
+        recent.add(0.01, 1)
+    assert recent.typical(0.95) is None and recent.usual(0.95) == 0.5
+
+
 @given(
     st.floats(0, 1),
     st.floats(0, 20),
@@ -166,6 +196,13 @@ def test_what_replacing_one_member_takes_beyond_one_call_is_owed() -> None:
     assert slow is not None and set(slow.sent_at) == {0}
     down = run(code, (0,), policy, [Fate(0.002, down=True), *[Fate(0.001)] * 8], started=10e3, memory=memory)
     assert down is not None and isinstance(down.outcome, Finish) and 0 not in down.sent_at
+
+
+def test_a_server_that_is_slow_for_good_is_helped_within_the_budget_for_good() -> None:
+    policy = Policy()
+    runs = serve(policy, Memory(policy), [[Fate(0.010), Fate(0.100), Fate(0.010)]] * 6000)
+    helped = np.mean([2 in found.sent_at for found in runs[-1000:]]) / 2
+    assert 0.09 < helped <= policy.budget.share
 
 
 @pytest.mark.parametrize(("k", "most"), [(2, 0.10), (8, 0.03), (32, 0.03)])

@@ -49,6 +49,11 @@ class _Group:
         self.lines = lines
         self.suspects: dict[Line, None] = {}  # those that were down, and may be, in order
 
+    def suspect(self, line: Line) -> None:
+        """Look up a server that has come to count as down."""
+        self.suspects[line] = None
+        self.look_up()
+
     def look_up(self) -> None:
         """Look up those that are down."""
         for line in tuple(self.suspects):
@@ -118,6 +123,10 @@ class FrontEnd:
         request = cast(_Request, call.request)
         line = request.lines[call.row]
         line.answered()
+        if self._clock.now - call.sent < request.gather.slow_s:
+            line.answered_in_time()
+        else:
+            self._lags(request.group, line)
         line.abandoned -= call.abandoned
         self._tally.executed += 1
         self._tally.executed_s += call.work
@@ -193,8 +202,16 @@ class FrontEnd:
         """Hold a call that is overdue against its server."""
         line = request.lines[call.row]
         if line.late():
-            request.group.suspects[line] = None
-            request.group.look_up()
+            request.group.suspect(line)
+        self._lags(request.group, line)
+
+    def _lags(self, group: _Group, line: Line) -> None:
+        """Do without a server that answers late, if there are enough that do not."""
+        if line.lags():
+            others = [row for row, other in enumerate(group.lines) if other is not line and other.prompt]
+            if self._code.decodable(others):
+                line.down = True
+                group.suspect(line)
 
     def _send(self, request: _Request, send: Send) -> list[Action]:
         now, gather = self._clock.now, request.gather

@@ -24,6 +24,8 @@ from tests.client.fake_triton import CLASSES, PIXELS, make_group
 REQUESTS = 400
 # Breakers open and close, and the bound on abandoned calls is reached.
 STRICT = Limits(misses_in_a_row=3, silence_s=0.02, abandoned_per_server=6, lookup_interval_s=0.2)
+# Servers count as slow, and soon no longer.
+HASTY = Limits(misses_in_a_row=2, silence_s=60.0, slow_s=0.01, lookup_interval_s=0.2)
 
 
 class JumpingSelector(selectors.DefaultSelector):
@@ -128,7 +130,7 @@ async def ask_for_real(
     ids=["at_once", "within_a_budget", "eager"],
 )
 @pytest.mark.parametrize(("k", "m"), [(2, 1), (3, 2)])
-@pytest.mark.parametrize("limits", [Limits(), STRICT], ids=["usual_limits", "strict_limits"])
+@pytest.mark.parametrize("limits", [Limits(), STRICT, HASTY], ids=["usual_limits", "strict_limits", "hasty_limits"])
 def test_latencies_are_those_of_the_real_client(policy: Policy, limits: Limits, k: int, m: int) -> None:
     random = np.random.default_rng(5)
     arrivals = np.cumsum(random.standard_exponential(REQUESTS) * 0.02).tolist()
