@@ -43,7 +43,7 @@ def fit(
     schedule: Schedule,
     seed: int,
     augmentation: AugmentationOptions | None = None,
-) -> None:
+) -> int:
     """Train those parameters of ``modules`` that want gradients, in place.
 
     Args:
@@ -54,15 +54,20 @@ def fit(
         schedule: steps, batch size, learning rate, optimiser.
         seed: of the order of the points and of the augmentation.
         augmentation: None takes the points as they are, and asks the originals only once.
+
+    Returns:
+        The steps taken; fewer than those of the schedule if the criterion was no longer finite.
     """
     optimizers = _optimizers(modules, schedule)
-    if not optimizers:
-        return
+    if not optimizers:  # all steps change nothing
+        return schedule.steps
     generator = torch.Generator().manual_seed(seed)
     examples = _examples(teachers, inputs, schedule.batch_size, generator, augmentation)
     for step in range(schedule.steps):
         batch, answers = next(examples)
         loss = criterion(teachers.ask(modules, batch), answers)
+        if not torch.isfinite(loss):
+            return step
         teachers.passes.backward += len(modules) * points_of(batch)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -71,6 +76,7 @@ def fit(
             for group in optimizer.param_groups:
                 group["lr"] = schedule.learning_rate * schedule.factor(step)
             optimizer.step()
+    return schedule.steps
 
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:

@@ -10,13 +10,15 @@ lost more of what the originals know of other points. So each start takes a shor
 winner takes further ones at the other rates, and the best of all goes on.
 
 How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
-descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays.
+descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays. A
+rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -35,7 +37,10 @@ from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_close
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.model.signature import Original
 
-_TRIALS = 4  # they take one in so many parts of the steps
+_TRIALS = 4  # they take one in so many parts of the budget
+_TRIAL = 3  # and each of them one in so many parts of the steps of the descents that follow
+_DIVERGED = 3  # descents; after one more, there are no others
+_SLOWER = 3.0
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -88,7 +93,7 @@ class RefineOptions(BaseModel):
         default=100,
         ge=1,
         description="Steps of each short run; fewer where all of them together would take more than a quarter of the "
-        "budget, and none for a single start and rate.",
+        "budget, or one of them more than a third of what may follow, and none for a single start and rate.",
     )
     optimizer: OptimizerName = Field(
         default="muon",
@@ -147,39 +152,40 @@ def refine(
 
     def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
         modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
-        fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
-        return _Descent(held_out.error(modules), [finished_state(m, originals[0]) for m in modules])
+        taken = fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
+        return _Descent(held_out.error(modules), [finished_state(m, originals[0]) for m in modules], taken)
 
-    in_all, first, a_pass = (
-        math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung, len(learnt_from))
-    )
+    budget, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
+    in_all = budget
     if not can_augment(inputs, options.augmentation):
-        in_all = min(in_all, options.passes * a_pass)
-    first_rate, *other_rates = options.learning_rates
-    contests = len(starts) + len(other_rates)
-    steps = min(options.trial_steps, in_all // (_TRIALS * contests)) if contests > 1 else 0
-    schedule = Schedule(steps, options.batch_size, first_rate, options.optimizer)
-    trials: dict[tuple[Choice, float], _Descent] = {}
-
-    def trial(choice: Choice, rate: float) -> _Descent:
-        return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
-
+        in_all = min(budget, options.passes * len(learnt_from) // min(options.batch_size, len(learnt_from)))
+    contests = len(starts) + len(options.learning_rates) - 1
+    steps = min(options.trial_steps, budget // (_TRIALS * contests), in_all // _TRIAL) if contests > 1 else 0
+    schedule = Schedule(steps, options.batch_size, options.learning_rates[0], options.optimizer)
     start = min(starts, key=lambda choice: choice.error)
     here = best = _Descent(start.error, start.states)
+    trial_errors: Mapping[tuple[Choice, float], float] = {}
     if steps:
-        trials |= {(choice, first_rate): trial(choice, first_rate) for choice in starts}
-        winner, _ = _ahead(trials)
-        trials |= {(winner, rate): trial(winner, rate) for rate in other_rates}
-        start, rate = _ahead(trials)
-        here = trials[start, rate]
-        best = min(best, here, key=_error_of)
+
+        def trial(choice: Choice, rate: float) -> _Descent:
+            return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
+
+        start, rate, ahead, trial_errors = _race(starts, options.learning_rates, trial)
+        if math.isfinite(ahead.error):
+            here, best = ahead, min(best, ahead, key=_error_of)
         schedule = replace(schedule, learning_rate=rate)
-        in_all -= steps * contests
+        in_all = min(in_all, budget - steps * contests)
     done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
-    for rung, steps in enumerate(rungs(in_all, first), 1):
-        before = here.error
-        descent = descend(here.states, replace(schedule, steps=steps), options.seed + rung)
-        done.append({"steps": steps, "held_out_error": descent.error})
+    diverged, lengths = 0, deque(rungs(in_all, first))
+    while lengths:
+        before, steps = here.error, lengths.popleft()
+        descent = descend(here.states, replace(schedule, steps=steps), options.seed + len(done) + 1)
+        done.append({"steps": descent.steps, "learning_rate": schedule.learning_rate, "held_out_error": descent.error})
+        if (descent.steps < steps or descent.error == math.inf) and diverged < _DIVERGED:
+            diverged += 1
+            schedule = replace(schedule, learning_rate=schedule.learning_rate / _SLOWER)
+            lengths.extendleft([steps - descent.steps] if descent.steps < steps else [])
+            continue
         here = min(here, descent, key=_error_of)
         best = min(best, here, key=_error_of)
         hardly_pays = here.error >= (1 - options.least_gain) * before
@@ -189,7 +195,7 @@ def refine(
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
         "learning_rate": schedule.learning_rate,
-        "trial_errors": {f"{choice.name} {rate:g}": descent.error for (choice, rate), descent in trials.items()},
+        "trial_errors": {f"{choice.name} {rate:g}": error for (choice, rate), error in trial_errors.items()},
         "rungs": done,
         "held_out_error": best.error,
     }
@@ -198,17 +204,34 @@ def refine(
 
 @dataclass(frozen=True, eq=False)
 class _Descent:
-    """Where a descent ended: its held-out criterion, and the weights of the m coded models.
+    """Where a descent ended: its held-out criterion, the weights of the m coded models, and the steps it took.
 
     Only ends count. Before its learning rate has fallen, a descent is noisier than the few held-out points can tell.
     """
 
     error: float
     states: Sequence[StateDict]
+    steps: int = 0
 
 
 def _error_of(descent: _Descent) -> float:
     return descent.error
+
+
+def _race(
+    starts: Sequence[Choice], rates: Sequence[float], trial: Callable[[Choice, float], _Descent]
+) -> tuple[Choice, float, _Descent, dict[tuple[Choice, float], float]]:
+    """Run all starts at the first rate, and the winner at the others.
+
+    Returns:
+        The start, the rate and the end of the best trial, and the errors of all.
+    """
+    first, *others = rates
+    trials = {(choice, first): trial(choice, first) for choice in starts}
+    winner, _ = _ahead(trials)
+    trials |= {(winner, rate): trial(winner, rate) for rate in others}
+    best = _ahead(trials)
+    return *best, trials[best], {entry: descent.error for entry, descent in trials.items()}
 
 
 def _ahead(trials: Mapping[tuple[Choice, float], _Descent]) -> tuple[Choice, float]:

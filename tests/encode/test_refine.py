@@ -1,3 +1,4 @@
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -213,6 +214,32 @@ def test_descents_go_on_until_one_hardly_pays() -> None:
     assert [rung["steps"] for rung in hasty.notes["rungs"]] == [10]
     assert [rung["steps"] for rung in patient.notes["rungs"]] == [10, 20, 40]
     assert patient.notes["held_out_error"] < hasty.notes["held_out_error"]
+
+
+def test_a_descent_that_diverges_is_ended_and_a_third_of_its_rate_takes_over() -> None:
+    originals, points = deep_linear_originals(), normal_points()
+    values = {"budget": 16 * 40, "first_rung": 16 * 40, "batch_size": 16, "starts": ("average",), "criterion": "error"}
+
+    def rungs_at(rate: float) -> list[dict[str, float]]:
+        options = RefineOptions.model_validate({**values, "learning_rates": (rate,)})
+        found = encode(originals, [0.4, 0.6], points, options)
+        assert found.notes["held_out_error"] <= min(found.notes["start_errors"].values())
+        return list(found.notes["rungs"])
+
+    hopeless = rungs_at(1e30)  # float32 overflows in the second step, and at a third of a third of it as well
+    assert [rung["learning_rate"] for rung in hopeless] == pytest.approx([1e30 / 3**fall for fall in range(4)])
+    assert all(rung["steps"] == 1 and math.isinf(rung["held_out_error"]) for rung in hopeless)
+    # Finite, if no good, from some rate on: the steps that are left are taken.
+    too_high, *others = rungs_at(2e11)
+    assert math.isinf(too_high["held_out_error"]) and math.isfinite(others[-1]["held_out_error"])
+    assert sum(rung["steps"] for rung in (too_high, *others)) == 40
+
+
+def test_trials_that_all_diverge_leave_the_start() -> None:
+    options = SHORT.model_copy(update={"criterion": "error", "learning_rates": (1e30, 1e32)})
+    found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options)
+    assert all(math.isinf(error) for error in found.notes["trial_errors"].values())
+    assert found.notes["held_out_error"] == min(found.notes["start_errors"].values())
 
 
 @pytest.mark.parametrize(("criterion", "descents"), [("divergence", 1), ("error", 2)])
