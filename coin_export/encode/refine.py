@@ -11,7 +11,8 @@ winner takes further ones at the other rates, and the best of all goes on.
 
 How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
 descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays. A
-rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over.
+rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over, from
+where the last good one led.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _TRIALS = 4  # they take one in so many parts of the budget
 _TRIAL = 3  # and each of them one in so many parts of the steps of the descents that follow
 _DIVERGED = 3  # descents; after one more, there are no others
 _SLOWER = 3.0
+_WORSE = 2.0  # who ends at so many times the error that it began at has diverged, too
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -153,7 +155,8 @@ def refine(
     def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
         modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
         taken = fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
-        return _Descent(held_out.error(modules), [finished_state(m, originals[0]) for m in modules], taken)
+        error = held_out.error(modules) if taken == schedule.steps else math.inf
+        return _Descent(error, [finished_state(module, originals[0]) for module in modules], taken)
 
     budget, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
     in_all = budget
@@ -170,31 +173,34 @@ def refine(
         def trial(choice: Choice, rate: float) -> _Descent:
             return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
 
-        start, rate, ahead, trial_errors = _race(starts, options.learning_rates, trial)
-        if math.isfinite(ahead.error):
-            here, best = ahead, min(best, ahead, key=_error_of)
+        ahead, rate, end, trial_errors = _race(starts, options.learning_rates, trial)
+        if math.isfinite(end.error):
+            start, here, best = ahead, end, min(best, end, key=_error_of)
+        else:
+            rate = min(options.learning_rates) / _SLOWER
         schedule = replace(schedule, learning_rate=rate)
-        in_all = min(in_all, budget - steps * contests)
+        in_all = min(in_all - steps, budget - steps * contests)
+    good_enough = options.good_enough if held_out.in_nats else -math.inf
     done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
     diverged, lengths = 0, deque(rungs(in_all, first))
     while lengths:
         before, steps = here.error, lengths.popleft()
         descent = descend(here.states, replace(schedule, steps=steps), options.seed + len(done) + 1)
         done.append({"steps": descent.steps, "learning_rate": schedule.learning_rate, "held_out_error": descent.error})
-        if (descent.steps < steps or descent.error == math.inf) and diverged < _DIVERGED:
-            diverged += 1
-            schedule = replace(schedule, learning_rate=schedule.learning_rate / _SLOWER)
-            lengths.extendleft([steps - descent.steps] if descent.steps < steps else [])
-            continue
         here = min(here, descent, key=_error_of)
         best = min(best, here, key=_error_of)
-        hardly_pays = here.error >= (1 - options.least_gain) * before
-        if hardly_pays or (held_out.in_nats and best.error <= options.good_enough):
+        if best.error <= good_enough:
+            break
+        if descent.error > _WORSE * before and diverged < _DIVERGED:
+            diverged += 1
+            schedule = replace(schedule, learning_rate=schedule.learning_rate / _SLOWER)
+            lengths = deque(rungs(sum(lengths) + steps - descent.steps, first))
+        elif here.error >= (1 - options.least_gain) * before:  # it hardly pays
             break
     notes = {
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
-        "learning_rate": schedule.learning_rate,
+        "learning_rate": done[-1]["learning_rate"],
         "trial_errors": {f"{choice.name} {rate:g}": error for (choice, rate), error in trial_errors.items()},
         "rungs": done,
         "held_out_error": best.error,
@@ -242,8 +248,10 @@ def _ahead(trials: Mapping[tuple[Choice, float], _Descent]) -> tuple[Choice, flo
 def rungs(steps: int, first: int) -> list[int]:
     """Return the lengths of descents, each twice the one before, that take ``steps`` in all.
 
-    There are as many as leave the first one ``first`` steps or more, and at least one.
+    There are as many as leave the first one ``first`` steps or more, and at least one unless there are no steps.
     """
+    if not steps:
+        return []
     count = max(1, (steps // first + 1).bit_length() - 1)
     shortest = steps // (2**count - 1)
     lengths = [shortest * 2**index for index in range(count)]

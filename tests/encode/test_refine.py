@@ -194,6 +194,10 @@ def test_points_are_left_alone_without_augmentation() -> None:
     assert cost.forward_passes == 3 * 2 + 2 + 2 + 20 * 3 + 3 * 3
 
 
+def test_no_steps_are_no_rungs() -> None:
+    assert rungs(0, 10) == []
+
+
 @given(steps=st.integers(1, 10_000), first=st.integers(1, 500))
 def test_rungs_double_and_take_all_steps(steps: int, first: int) -> None:
     lengths = rungs(steps, first)
@@ -220,26 +224,42 @@ def test_a_descent_that_diverges_is_ended_and_a_third_of_its_rate_takes_over() -
     originals, points = deep_linear_originals(), normal_points()
     values = {"budget": 16 * 40, "first_rung": 16 * 40, "batch_size": 16, "starts": ("average",), "criterion": "error"}
 
+    before = encode(originals, [0.4, 0.6], points, RefineOptions.model_validate(values)).notes["start_errors"][
+        "average"
+    ]
+
     def rungs_at(rate: float) -> list[dict[str, float]]:
         options = RefineOptions.model_validate({**values, "learning_rates": (rate,)})
         found = encode(originals, [0.4, 0.6], points, options)
-        assert found.notes["held_out_error"] <= min(found.notes["start_errors"].values())
+        assert found.notes["held_out_error"] == before == min(found.notes["start_errors"].values())
         return list(found.notes["rungs"])
 
     hopeless = rungs_at(1e30)  # float32 overflows in the second step, and at a third of a third of it as well
     assert [rung["learning_rate"] for rung in hopeless] == pytest.approx([1e30 / 3**fall for fall in range(4)])
     assert all(rung["steps"] == 1 and math.isinf(rung["held_out_error"]) for rung in hopeless)
-    # Finite, if no good, from some rate on: the steps that are left are taken.
-    too_high, *others = rungs_at(2e11)
-    assert math.isinf(too_high["held_out_error"]) and math.isfinite(others[-1]["held_out_error"])
-    assert sum(rung["steps"] for rung in (too_high, *others)) == 40
+    # Finite, if no good: all steps are taken, and a third of it takes over all the same, for as many as are left.
+    (worse,) = rungs_at(10.0)
+    assert worse["steps"] == 40 and before < worse["held_out_error"] < math.inf
+
+
+def test_after_a_descent_that_diverged_the_others_are_as_long_as_the_steps_left_allow() -> None:
+    originals, points = deep_linear_originals(), normal_points()
+    values = {"budget": 16 * 70, "first_rung": 16 * 10, "batch_size": 16, "starts": ("average",), "criterion": "error"}
+    options = RefineOptions.model_validate({**values, "learning_rates": (2.0,), "least_gain": 0.0})
+    found = encode(originals, [0.4, 0.6], points, options)
+    steps, rates, errors = ([rung[key] for rung in found.notes["rungs"]] for key in found.notes["rungs"][0])
+    before = min(found.notes["start_errors"].values())
+    assert errors[0] > 2 * before
+    assert steps[0] == 10 and steps[1:] == rungs(60, 10) and rates[1] == pytest.approx(2 / 3)
+    assert found.notes["held_out_error"] < 0.1 * before
 
 
 def test_trials_that_all_diverge_leave_the_start() -> None:
     options = SHORT.model_copy(update={"criterion": "error", "learning_rates": (1e30, 1e32)})
-    found = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options)
-    assert all(math.isinf(error) for error in found.notes["trial_errors"].values())
-    assert found.notes["held_out_error"] == min(found.notes["start_errors"].values())
+    notes = encode(deep_linear_originals(), [0.4, 0.6], normal_points(), options).notes
+    assert all(math.isinf(error) for error in notes["trial_errors"].values())
+    assert notes["held_out_error"] == notes["start_errors"][notes["start"]] == min(notes["start_errors"].values())
+    assert notes["rungs"][0]["learning_rate"] == pytest.approx(1e30 / 3)
 
 
 @pytest.mark.parametrize(("criterion", "descents"), [("divergence", 1), ("error", 2)])
