@@ -7,6 +7,8 @@ makes a dozen calls late within a few milliseconds, and a server that is about t
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 
@@ -50,32 +52,49 @@ class Breaker:
 
 @dataclass
 class Lag:
-    """The late calls of one server since its last prompt answer, answered or not.
+    """The calls to one server that took too long since its last prompt answer; each call counts once.
 
-    A server that answers everything, but late, never opens a `Breaker`.
+    A server that answers everything, but slowly, never opens a `Breaker`.
 
     Attributes:
-        late_in_a_row: so many show that it lags behind.
-        slow_s: seconds between the first and the last of the row after which it counts as slow.
+        late_in_a_row: so many of them show that the server is slow,
+        slow_s: if so many seconds lie between the first and the last.
+        pause_s: seconds for which it is left alone then, before it is tried again; twice as many after every trial
+            that fails,
+        longest_pause_s: up to so many.
     """
 
     late_in_a_row: int
     slow_s: float
+    pause_s: float
+    longest_pause_s: float
     _late: int = field(default=0, init=False)
-    _since: float = field(default=0.0, init=False)
+    _since: float = field(default=-math.inf, init=False)
+    _prompt_at: float = field(default=-math.inf, init=False)
+    _pauses: int = field(default=0, init=False)
 
     @property
     def lagging(self) -> bool:
-        """Whether it lags behind at present."""
-        return self._late >= self.late_in_a_row
+        """Whether the last call took too long."""
+        return self._late > 0
 
-    def prompt(self) -> None:
+    def prompt(self, now: float) -> None:
         """Take note of a prompt answer: the row is over."""
-        self._late = 0
+        self._late = self._pauses = 0
+        self._prompt_at = now
 
     def late(self, now: float) -> bool:
-        """Take note of a late call; tell whether the server is slow."""
+        """Take note of a call that took too long; tell whether the server is slow."""
         if not self._late:
             self._since = now
         self._late += 1
-        return self.lagging and now - self._since >= self.slow_s
+        return self._late >= self.late_in_a_row and now - self._since >= self.slow_s
+
+    def stands_out(self, others: Iterable[Lag]) -> bool:
+        """Tell whether one of these servers was prompt while this one was not: if all are slow, none is."""
+        return any(other._prompt_at > self._since for other in others)
+
+    def pause(self) -> float:
+        """Return for how many seconds to leave the server alone."""
+        self._pauses += 1
+        return min(self.pause_s * 2.0 ** (self._pauses - 1), self.longest_pause_s)

@@ -86,6 +86,10 @@ class Build:
         held = {row for row, routes in enumerate(self._routes) if any(s.usable for s in routes if s in servers)}
         return self.code.decodable({*rows, *held})
 
+    def holds(self, server: Server) -> bool:
+        """Tell whether a server holds a member of it."""
+        return any(server in routes for routes in self._routes)
+
     def refresh(self, reports: Reports) -> None:
         """Take in what the servers say that they hold."""
         held = serving(reports, self.group)

@@ -132,10 +132,15 @@ class Gather:
         """After how long a call that is given up counts against its server."""
         return self._memory.patience_s
 
-    @property
-    def slow_s(self) -> float:
-        """A call that took as long counts against its server; infinite where there is no help against slowness."""
-        return self._memory.slow_s if self._helps_the_late else math.inf
+    def slow_s(self, row: int) -> float | None:
+        """Return after how long a call to a member shows that its server is slow.
+
+        Returns:
+            None where there is nothing to compare: for members that only help, and when one original alone is wanted;
+            or no help against slowness.
+        """
+        compared = len(self._wanted) > 1 and row in self._wanted
+        return self._memory.slow_s if compared and self._helps_the_late else None
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
@@ -298,7 +303,7 @@ class Gather:
 
     def _learn(self, row: int, now: float) -> None:
         if row < self._code.k and row in self._wanted:  # these are all asked when the request begins
-            self._memory.latencies.add(now - self.started, row)
+            self._memory.latencies.add(now - self.started, row if len(self._wanted) > 1 else None)
 
     def _wake(self) -> list[Action]:
         at = self._deadline

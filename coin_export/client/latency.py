@@ -13,6 +13,7 @@ _Number = TypeVar("_Number", np.float64, np.intp)
 CAPACITY = 4096
 SLOW = 2.0  # a member that takes so many times as long as the typical one is slow
 _ENOUGH = 20  # fewer say nothing about a tail
+_NOBODY = -1  # instead of a row
 _REFRESH = 32  # additions after which a quantile is found anew
 _REFRESH_TYPICAL = 1 / 8  # share of the window after which that of the typical member is: it takes a look at each
 
@@ -32,15 +33,15 @@ class Latencies:
         self._typical: dict[tuple[float, int], float | None] = {}
         self._typical_ends = 0  # the count at which these are out of date
 
-    def add(self, seconds: float, row: int = 0) -> None:
+    def add(self, seconds: float, row: int | None = None) -> None:
         """Take in one more, in place of the oldest.
 
         Args:
             seconds: how long a call took.
-            row: the member that was asked.
+            row: the member that was asked, if another one was asked the same; None if there is nothing to compare.
         """
         place = self._count % CAPACITY
-        self._ring[place], self._rows[place] = seconds, row
+        self._ring[place], self._rows[place] = seconds, _NOBODY if row is None else row
         self._count += 1
         if self._count % _REFRESH == 0:
             self._found.clear()
@@ -68,7 +69,8 @@ class Latencies:
         two one, are in order.
 
         Returns:
-            None when enough latencies are known of fewer than two members.
+            None when fewer than two members have twenty latencies in the window, or when more than ``1 - q`` of it are
+            of calls with nothing to compare, which may be about anything.
         """
         if self._count >= self._typical_ends:
             self._typical.clear()
@@ -76,7 +78,8 @@ class Latencies:
         if (q, window) not in self._typical:
             size = min(window, self._count, CAPACITY)
             latest, rows = self._latest(self._ring, size), self._latest(self._rows, size)
-            known = np.flatnonzero(np.bincount(rows, minlength=1) >= _ENOUGH).tolist()
+            counts = np.bincount(rows - _NOBODY, minlength=1)
+            known = np.flatnonzero(counts[1:] >= _ENOUGH).tolist() if counts[0] <= (1 - q) * size else []
             own = sorted(_ranked(latest[rows == row], q) for row in known)
             self._typical[q, window] = own[(len(own) - 1) // 2] if len(own) > 1 else None
         return self._typical[q, window]

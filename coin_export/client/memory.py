@@ -25,11 +25,11 @@ class Memory:
     @property
     def patience_s(self) -> float:
         """After how long a call that is given up counts against its server."""
-        usual = self.latencies.usual(_LATE)
+        usual = self.latencies.quantile(_LATE)
         return _PATIENCE_S if usual is None else usual
 
     @property
     def slow_s(self) -> float:
-        """An answer that took as long does not show that its server is well."""
+        """How long a call takes too long, compared with those to the typical member."""
         typical = self.latencies.typical(_LATE)
         return SLOW * (self.patience_s if typical is None else typical)

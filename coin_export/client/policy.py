@@ -99,9 +99,9 @@ class AfterQuantile:
     Each call is waited for up to ``factor`` times the ``q`` quantile of recent single calls, however many the request
     makes. With a factor of 1 the share ``1 - q`` of the calls of a group in perfect health is helped for nothing; a
     larger factor tells stragglers, which are late by many times, from the merely unlucky. Where the share of late calls
-    in the window is above ``1 - q``, slow is what is usual, up to twice what is usual for the typical member. So a
-    window should be long against a stop: 4,096 calls have room for one of 0.3 s of one server in two at up to some 600
-    requests a second.
+    in the window is above ``1 - q``, slow is what is usual, up to twice what is usual for the typical member (where the
+    window holds twenty calls of two members or more). So a window should be long against a stop: 4,096 calls have room
+    for one of 0.3 s of one server in two at up to some 600 requests a second.
 
     Attributes:
         q: the quantile of recent calls.

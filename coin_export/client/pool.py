@@ -201,10 +201,14 @@ class ServerPool:
         self._settle()
 
     def _lags(self, server: Server) -> None:
-        """Do without a server that answers late, if there are enough that do not: when all are slow, none is."""
-        others = [other for other in self._servers.values() if other is not server and not other.lagging]
-        if self._build is not None and self._build.suffices((), others):
-            self._doubt(server, f"no answer within twice the usual time for {self._limits.slow_s:g} s or longer")
+        """Do without a slow server for some time, if the others are in order and suffice."""
+        others = [other for other in self._servers.values() if other is not server and not other.lag.lagging]
+        build = self._build
+        if build is None or not build.holds(server) or not build.suffices((), others):
+            return
+        if server.lag.stands_out(other.lag for other in others):
+            server.next_lookup = self._loop.time() + server.lag.pause()
+            self._doubt(server, f"its calls have taken twice the usual time or longer for {self._limits.slow_s:g} s")
 
     def _look_up(self, server: Server) -> Task:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s

@@ -1,8 +1,8 @@
 """One server as a client sees it: its calls under way, those abandoned, and whether it counts as down.
 
 Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
-the breaker (see `breaker`): the server counts as down. So does one that answers, but for long only late, where the
-others do without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts it on
+the breaker (see `breaker`): the server counts as down. So does one that answers, but slowly for long, where the others
+suffice without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts it on
 probation, in which one more miss opens the breaker again and an answer, of a slow server a prompt one, closes it for
 good.
 
@@ -42,8 +42,8 @@ class Limits:
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
             stall puts no server out of use.
-        slow_s: a server that answered nothing within twice the usual time for so many seconds counts as down, too, if
-            the others do without it; infinite for never.
+        slow_s: a server whose calls, ``misses_in_a_row`` or more, all took twice the usual time or longer for so many
+            seconds counts as down, too, if the others are prompt and suffice without it; infinite for never.
         discovery_s: how long connecting waits for each server (all are asked at the same time), and how long a
             request that cannot be answered waits for servers that may have been replaced.
         lookup_interval_s: a server that is down is looked up again at most this often, when requests are made; all
@@ -72,9 +72,10 @@ class Server:
         on_doubt: told why the server is to count as down; nothing (an empty text) when a call only failed in a way
             that lets another server have taken its place.
         on_room: told when the bound on abandoned calls is reached, and when there is room again.
-        on_slow: told, again and again, that it has been answering late for long.
+        on_slow: told with every call that takes too long that such calls have gone on for long.
 
     Attributes:
+        lag: whether it is slow.
         report: what it serves; None until it was looked up.
         down: why it is not asked, but for the bound on abandoned calls; empty when it is.
         next_lookup: not before this time of the event loop.
@@ -102,7 +103,7 @@ class Server:
         self._doubted = False
         self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
-        self._lag = Lag(limits.misses_in_a_row, limits.slow_s)
+        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s, limits.rediscovery_interval_s)
         self._calls: dict[Task, OnEnd | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
@@ -218,24 +219,18 @@ class Server:
             )
         return False
 
-    @property
-    def lagging(self) -> bool:
-        """Whether the last few calls to it, at least, were late."""
-        return self._lag.lagging
-
     def late(self) -> None:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
-        self.answered_late()
 
-    def answered_late(self) -> None:
-        """Take note of an answer that took far longer than usual."""
-        if self._lag.late(asyncio.get_running_loop().time()) and not self.down:
+    def took_too_long(self) -> None:
+        """Take note, once, of a call that has taken far longer than usual, be it answered or not."""
+        if self.lag.late(asyncio.get_running_loop().time()) and not self.down:
             self._on_slow(self)
 
-    def answered_in_time(self) -> None:
+    def was_prompt(self) -> None:
         """Take note of a prompt answer."""
-        self._lag.prompt()
+        self.lag.prompt(asyncio.get_running_loop().time())
 
     async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         # Telling from within the task spares a turn of the event loop, which a callback of the task would take.

@@ -65,14 +65,31 @@ def test_it_never_opens_on_fewer_misses_or_across_an_answer(story: str, misses: 
         ("LLLLLLLLL", [], True),  # 80 ms
         ("LLLLLLLLLLLL", [10, 11], True),
         ("LLLLLL.LLLLLL.", [], False),
-        ("LLL.LL", [], False),
+        ("LLL.LL", [], True),
     ],
 )  # fmt: skip
 def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int], lagging: bool) -> None:
-    lag, found = Lag(late_in_a_row=3, slow_s=0.1), []
+    lag, found = Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0), []
     for index, letter in enumerate(story):
+        now = 1000.0 + index * STEP_S
         if letter == ".":
-            lag.prompt()
-        elif letter == "L" and lag.late(1000.0 + index * STEP_S):
+            lag.prompt(now)
+        elif letter == "L" and lag.late(now):
             found.append(index)
     assert found == slow and lag.lagging is lagging
+
+
+def test_a_server_stands_out_only_beside_one_that_was_prompt_meanwhile() -> None:
+    lag, other, silent = (Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0) for _ in range(3))
+    other.prompt(999.0)
+    lag.late(1000.0)
+    assert not lag.stands_out([other, silent])
+    other.prompt(1001.0)
+    assert lag.stands_out([other, silent])
+
+
+def test_pauses_grow_until_an_answer_is_prompt() -> None:
+    lag = Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=5.0)
+    assert [lag.pause() for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    lag.prompt(1000.0)
+    assert lag.pause() == 1.0

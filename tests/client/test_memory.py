@@ -95,6 +95,15 @@ def test_a_member_that_is_hardly_known_is_not_compared() -> None:
     assert recent.typical(0.95) is None and recent.usual(0.95) == 0.5
 
 
+def test_calls_with_nothing_to_compare_may_be_about_anything() -> None:
+    recent = Latencies()
+    for number in range(CAPACITY):
+        recent.add(0.001, number % 2)
+        if number % 10 == 0:
+            recent.add(0.1)
+    assert recent.typical(0.95) is None and recent.typical(0.9) == 0.001
+
+
 @given(
     st.floats(0, 1),
     st.floats(0, 20),

@@ -123,10 +123,7 @@ class FrontEnd:
         request = cast(_Request, call.request)
         line = request.lines[call.row]
         line.answered()
-        if self._clock.now - call.sent < request.gather.slow_s:
-            line.answered_in_time()
-        else:
-            self._lags(request.group, line)
+        self._time(request, call, answered=True)
         line.abandoned -= call.abandoned
         self._tally.executed += 1
         self._tally.executed_s += call.work
@@ -188,6 +185,8 @@ class FrontEnd:
         actions: list[Action] = []
         for call in request.calls:
             if not (call.ended or call.dropped):
+                if gather.refusals:
+                    self._time(request, call)
                 if gather.refusals and self._is_overdue(request, call):
                     call.overdue = True  # and late anew at every look
                     self._blame(request, call)
@@ -203,15 +202,27 @@ class FrontEnd:
         line = request.lines[call.row]
         if line.late():
             request.group.suspect(line)
-        self._lags(request.group, line)
 
-    def _lags(self, group: _Group, line: Line) -> None:
-        """Do without a server that answers late, if there are enough that do not."""
-        if line.lags():
-            others = [row for row, other in enumerate(group.lines) if other is not line and other.prompt]
-            if self._code.decodable(others):
-                line.down = True
-                group.suspect(line)
+    def _time(self, request: _Request, call: Call, answered: bool = False) -> None:
+        """Let the time that a call has taken speak against its server, once; or for it, if there is an answer."""
+        now, line, slow_s = self._clock.now, request.lines[call.row], request.gather.slow_s(call.row)
+        if slow_s is None or call.slow:
+            return
+        if now - call.sent >= slow_s:
+            call.slow = True
+            if line.lag.late(now) and not line.down:
+                self._do_without(request.group, line)
+        elif answered:
+            line.lag.prompt(now)
+
+    def _do_without(self, group: _Group, line: Line) -> None:
+        """Do without a slow server for some time, if the others are in order and suffice."""
+        rows = [
+            row for row, other in enumerate(group.lines) if other is not line and other.usable and not other.lag.lagging
+        ]
+        if self._code.decodable(rows) and line.lag.stands_out(group.lines[row].lag for row in rows):
+            line.leave_alone()
+            group.suspect(line)
 
     def _send(self, request: _Request, send: Send) -> list[Action]:
         now, gather = self._clock.now, request.gather
@@ -238,6 +249,7 @@ class FrontEnd:
         request.wake_at = math.inf
         for call in request.calls:
             if not (call.ended or call.dropped):
+                self._time(request, call)
                 if not call.overdue and self._is_overdue(request, call):
                     self._blame(request, call)
                 call.abandoned = True

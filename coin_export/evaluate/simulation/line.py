@@ -23,9 +23,10 @@ class Line:
         server: as above.
         abandoned: calls under way that nobody waits for.
         down: it counts as down.
+        lag: whether it is slow.
     """
 
-    __slots__ = ("_breaker", "_clock", "_lag", "_limits", "_looking_up", "_next_lookup", "abandoned", "down", "server")
+    __slots__ = ("_breaker", "_clock", "_limits", "_looking_up", "_next_lookup", "abandoned", "down", "lag", "server")
 
     def __init__(self, clock: Clock, server: Server, limits: Limits) -> None:
         self.server = server
@@ -34,7 +35,7 @@ class Line:
         self._clock = clock
         self._limits = limits
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
-        self._lag = Lag(limits.misses_in_a_row, limits.slow_s)
+        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s, limits.rediscovery_interval_s)
         self._looking_up = False
         self._next_lookup = limits.lookup_interval_s  # it was looked up at the start
 
@@ -48,22 +49,14 @@ class Line:
         """Whether calls may be sent."""
         return not self.down and self.abandoned < self._limits.abandoned_per_server
 
-    @property
-    def prompt(self) -> bool:
-        """Whether calls may be sent, and not all of the last few were late."""
-        return self.usable and not self._lag.lagging
-
     def answered(self) -> None:
         """Take note of an answer, be it late."""
         self._breaker.answered()
 
-    def answered_in_time(self) -> None:
-        """Take note of a prompt answer."""
-        self._lag.prompt()
-
-    def lags(self) -> bool:
-        """Take note of a late call, answered or not; tell whether the server is slow and not down yet."""
-        return self._lag.late(self._clock.now) and not self.down
+    def leave_alone(self) -> None:
+        """Take it out of use for some time, as it is slow."""
+        self.down = True
+        self._next_lookup = self._clock.now + self.lag.pause()
 
     def late(self) -> bool:
         """Take note of a call that was given up later than usual; tell whether the server counts as down now."""

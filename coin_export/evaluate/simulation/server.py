@@ -24,10 +24,11 @@ class Call:
         dropped: it is not to be executed.
         ended: it was executed.
         abandoned: nobody waits for it any more.
-        overdue: it counts against its server already.
+        overdue: it counts as a miss of its server already.
+        slow: it counts as slow already.
     """
 
-    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "twin", "work")
+    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "slow", "twin", "work")
 
     def __init__(self, request: object, row: int, work: float, sent: float = 0.0) -> None:
         self.request = request
@@ -38,7 +39,7 @@ class Call:
         self.dropped = False
         self.ended = False
         self.abandoned = False
-        self.overdue = False
+        self.overdue = self.slow = False
         self.sent = sent
 
     def drop(self) -> None:
