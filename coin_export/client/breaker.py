@@ -52,43 +52,48 @@ class Breaker:
 
 @dataclass
 class Lag:
-    """The calls to one server that took too long since its last prompt answer; each call counts once.
+    """By how many the calls to one server that took too long outnumber its prompt answers; each call counts once.
 
-    A server that answers everything, but slowly, never opens a `Breaker`.
+    A server that answers everything, but slowly, never opens a `Breaker`; and one whose processor is rationed answers
+    some calls promptly. This is a cumulative sum (Page, 1954) that late calls raise and prompt ones lower, never below
+    zero; so what happened long ago does not count, and of a stop that is over nothing is left after some calls.
 
     Attributes:
-        late_in_a_row: so many of them show that the server is slow,
-        slow_s: if so many seconds lie between the first and the last.
+        excess: so many more late calls than prompt ones show that the server is slow; twice as many are the most that
+            count,
+        slow_s: if late ones have been in excess for so many seconds.
         pause_s: seconds for which it is left alone then, before it is tried again; twice as many after every trial
             that fails,
         longest_pause_s: up to so many.
     """
 
-    late_in_a_row: int
+    excess: int
     slow_s: float
     pause_s: float
     longest_pause_s: float
-    _late: int = field(default=0, init=False)
+    _sum: int = field(default=0, init=False)
     _since: float = field(default=-math.inf, init=False)
     _prompt_at: float = field(default=-math.inf, init=False)
     _pauses: int = field(default=0, init=False)
 
     @property
     def lagging(self) -> bool:
-        """Whether the last call took too long."""
-        return self._late > 0
+        """Whether late calls are in excess."""
+        return self._sum > 0
 
     def prompt(self, now: float) -> None:
-        """Take note of a prompt answer: the row is over."""
-        self._late = self._pauses = 0
+        """Take note of a prompt answer."""
         self._prompt_at = now
+        self._sum = max(self._sum - 1, 0)
+        if not self._sum:
+            self._pauses = 0
 
     def late(self, now: float) -> bool:
         """Take note of a call that took too long; tell whether the server is slow."""
-        if not self._late:
+        if not self._sum:
             self._since = now
-        self._late += 1
-        return self._late >= self.late_in_a_row and now - self._since >= self.slow_s
+        self._sum = min(self._sum + 1, 2 * self.excess)
+        return self._sum >= self.excess and now - self._since >= self.slow_s
 
     def stands_out(self, others: Iterable[Lag]) -> bool:
         """Tell whether one of these servers was prompt while this one was not: if all are slow, none is."""

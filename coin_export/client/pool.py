@@ -208,7 +208,7 @@ class ServerPool:
             return
         if server.lag.stands_out(other.lag for other in others):
             server.next_lookup = self._loop.time() + server.lag.pause()
-            self._doubt(server, f"its calls have taken twice the usual time or longer for {self._limits.slow_s:g} s")
+            self._doubt(server, f"most calls have taken twice the usual time or longer for {self._limits.slow_s:g} s")
 
     def _look_up(self, server: Server) -> Task:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s

@@ -3,8 +3,8 @@
 Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
 the breaker (see `breaker`): the server counts as down. So does one that answers, but slowly for long, where the others
 suffice without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts it on
-probation, in which one more miss opens the breaker again and an answer, of a slow server a prompt one, closes it for
-good.
+probation, in which one more miss opens the breaker again and an answer, of a slow server some prompt ones, closes it
+for good.
 
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
@@ -42,8 +42,8 @@ class Limits:
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
             stall puts no server out of use.
-        slow_s: a server whose calls, ``misses_in_a_row`` or more, all took twice the usual time or longer for so many
-            seconds counts as down, too, if the others are prompt and suffice without it; infinite for never.
+        slow_s: a server of whose calls for so many seconds ``misses_in_a_row`` more took at least twice the usual time
+            than did not counts as down, too, if the others are prompt and suffice without it; infinite for never.
         discovery_s: how long connecting waits for each server (all are asked at the same time), and how long a
             request that cannot be answered waits for servers that may have been replaced.
         lookup_interval_s: a server that is down is looked up again at most this often, when requests are made; all

@@ -64,12 +64,14 @@ def test_it_never_opens_on_fewer_misses_or_across_an_answer(story: str, misses: 
         ("LL" + 8 * " " + "L", [10], True),
         ("LLLLLLLLL", [], True),  # 80 ms
         ("LLLLLLLLLLLL", [10, 11], True),
-        ("LLLLLL.LLLLLL.", [], False),
-        ("LLL.LL", [], True),
+        ("LLL.LLL.LLL.LLL.", [10, 12, 13, 14], True),  # whose processor is rationed
+        ("L.L.L.L.L.L.L.L.L.", [], False),
+        ("LLL...LLLLLLLL", [], True),  # a stop, and another one
+        ("LLLLLLLLL......", [], False),  # no more than six count
     ],
 )  # fmt: skip
 def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int], lagging: bool) -> None:
-    lag, found = Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0), []
+    lag, found = Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0), []
     for index, letter in enumerate(story):
         now = 1000.0 + index * STEP_S
         if letter == ".":
@@ -80,7 +82,7 @@ def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int],
 
 
 def test_a_server_stands_out_only_beside_one_that_was_prompt_meanwhile() -> None:
-    lag, other, silent = (Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0) for _ in range(3))
+    lag, other, silent = (Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0) for _ in range(3))
     other.prompt(999.0)
     lag.late(1000.0)
     assert not lag.stands_out([other, silent])
@@ -88,8 +90,8 @@ def test_a_server_stands_out_only_beside_one_that_was_prompt_meanwhile() -> None
     assert lag.stands_out([other, silent])
 
 
-def test_pauses_grow_until_an_answer_is_prompt() -> None:
-    lag = Lag(late_in_a_row=3, slow_s=0.1, pause_s=1.0, longest_pause_s=5.0)
+def test_pauses_grow_until_it_is_as_prompt_as_before() -> None:
+    lag = Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=5.0)
     assert [lag.pause() for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
     lag.prompt(1000.0)
     assert lag.pause() == 1.0
