@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 SHORTEST_S, LONGEST_S = 0.020, 0.300  # of a stop
 _APART_S = 0.3  # between two stops, so that the first one's backlog is gone when the second begins
-_BEAT_S = 0.010  # a slow server is stopped every other beat
+_ROUND_S, _STOPPED_S = 0.050, 0.040  # a slow server is stopped for so much of every round
 
 Floats = npt.NDArray[np.float64]
 
@@ -56,10 +56,10 @@ def stragglers(share: float) -> Callable[[float, int, int], list[Fault]]:
 
 
 def slow_server(seconds: float, originals: int, seed: int) -> list[Fault]:
-    """One server runs half of the time only, in turns of some milliseconds, for the middle half of the run."""
+    """One server gets a fifth of its time, as one whose processor is rationed, for the middle half of the run."""
     victim = seed % originals
-    beats = np.arange(0.25 * seconds, 0.75 * seconds, 2 * _BEAT_S)
-    return [fault for start in beats.tolist() for fault in _stop(start, _BEAT_S, victim)]
+    rounds = np.arange(0.25 * seconds, 0.75 * seconds, _ROUND_S)
+    return [fault for start in rounds.tolist() for fault in _stop(start, _STOPPED_S, victim)]
 
 
 def killed_server(seconds: float, originals: int, seed: int) -> list[Fault]:
