@@ -8,8 +8,10 @@ makes a dozen calls late within a few milliseconds, and a server that is about t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
+
+_LONGEST_PAUSE = 30.0  # in units of the first one
+_TRIAL = 2  # late calls, after a pause
 
 
 @dataclass
@@ -52,41 +54,39 @@ class Breaker:
 
 @dataclass
 class Lag:
-    """By how many the calls to one server that took too long outnumber its prompt answers; each call counts once.
+    """By how many the calls to one server that took too long outnumber its prompt answers.
 
     A server that answers everything, but slowly, never opens a `Breaker`; and one whose processor is rationed answers
     some calls promptly. This is a cumulative sum (Page, 1954) that late calls raise and prompt ones lower, never below
-    zero; so what happened long ago does not count, and of a stop that is over nothing is left after some calls.
+    zero: of a stop that is over nothing is left after some calls.
 
     Attributes:
         excess: so many more late calls than prompt ones show that the server is slow; twice as many are the most that
             count,
         slow_s: if late ones have been in excess for so many seconds.
         pause_s: seconds for which it is left alone then, before it is tried again; twice as many after every trial
-            that fails,
-        longest_pause_s: up to so many.
+            that fails, up to thirty times as many.
+        paused_until: when that is over.
     """
 
     excess: int
     slow_s: float
     pause_s: float
-    longest_pause_s: float
+    paused_until: float = field(default=-math.inf, init=False)
     _sum: int = field(default=0, init=False)
-    _since: float = field(default=-math.inf, init=False)
-    _prompt_at: float = field(default=-math.inf, init=False)
-    _pauses: int = field(default=0, init=False)
+    _since: float = field(default=0.0, init=False)
+    _pauses: float = field(default=1.0, init=False)
 
     @property
     def lagging(self) -> bool:
         """Whether late calls are in excess."""
         return self._sum > 0
 
-    def prompt(self, now: float) -> None:
+    def prompt(self) -> None:
         """Take note of a prompt answer."""
-        self._prompt_at = now
         self._sum = max(self._sum - 1, 0)
         if not self._sum:
-            self._pauses = 0
+            self._pauses = 1.0
 
     def late(self, now: float) -> bool:
         """Take note of a call that took too long; tell whether the server is slow."""
@@ -95,11 +95,12 @@ class Lag:
         self._sum = min(self._sum + 1, 2 * self.excess)
         return self._sum >= self.excess and now - self._since >= self.slow_s
 
-    def stands_out(self, others: Iterable[Lag]) -> bool:
-        """Tell whether one of these servers was prompt while this one was not: if all are slow, none is."""
-        return any(other._prompt_at > self._since for other in others)
+    def pause(self, now: float) -> None:
+        """Leave the server alone for some time. Some late calls must show after that that it is slow still."""
+        self.paused_until = now + self.pause_s * self._pauses
+        self._pauses = min(2 * self._pauses, _LONGEST_PAUSE)
+        self._sum = max(self.excess - _TRIAL, 0)
 
-    def pause(self) -> float:
-        """Return for how many seconds to leave the server alone."""
-        self._pauses += 1
-        return min(self.pause_s * 2.0 ** (self._pauses - 1), self.longest_pause_s)
+    def forget(self) -> None:
+        """Begin anew, as another server may have taken its place."""
+        self.paused_until, self._sum, self._pauses = -math.inf, 0, 1.0

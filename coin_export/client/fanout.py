@@ -84,7 +84,6 @@ class Fanout:
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, _Call] = {}
         self._overdue: set[int] = set()  # calls that count as misses of their servers already
-        self._slow: set[int] = set()  # calls that count as slow already
         self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
 
     @property
@@ -110,12 +109,12 @@ class Fanout:
             if call.task.done():
                 continue
             if ended:
-                self._time(row, call, now)
+                _judge(self._gather, row, call, now, answered=False)
             overdue = ended and row not in self._overdue and self._is_overdue(call, now)
             if overdue and call.server.transport.may_cancel:
                 # Cancelled, it cannot show by a late answer that its server is well.
                 overdue = row in self._gather.lacked
-            on_late = partial(_learn_late, self._gather, row, call, row in self._slow)
+            on_late = partial(_learn_late, self._gather, row, call)
             cancelled = call.server.release(call.task, on_late, overdue=overdue)
             if cancelled and ended:
                 self._gather.overtaken(row, now)
@@ -203,7 +202,7 @@ class Fanout:
             if call.task.done():
                 continue
             if self._gather.refusals:
-                self._time(row, call, now)
+                _judge(self._gather, row, call, now, answered=False)
             if self._gather.refusals and self._is_overdue(call, now):
                 # Without help it would be waited for until the deadline, and be found out only then. It is late anew at
                 # every look, as the breaker wants to see that lateness goes on.
@@ -216,13 +215,6 @@ class Fanout:
     def _is_overdue(self, call: _Call, now: float) -> bool:
         return now - call.sent >= self._gather.patience_s
 
-    def _time(self, row: int, call: _Call, now: float) -> None:
-        """Hold a call that is still waited for against its server if it has taken too long."""
-        slow_s = self._gather.slow_s(row)
-        if slow_s is not None and now - call.sent >= slow_s and row not in self._slow:
-            self._slow.add(row)
-            call.server.took_too_long()
-
     def _ended(self, row: int, reply: Reply | None, error: BaseException | None) -> None:
         watch = self._calls[row].watch
         if not self.outcome.done():
@@ -233,8 +225,8 @@ class Fanout:
     def _receive(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> list[Action]:
         problem = self._take(row, reply, error, now)
         call = self._calls[row]
-        if error is None and row not in self._slow:
-            _time_answer(self._gather, row, call, now)
+        if error is None:
+            _judge(self._gather, row, call, now, answered=True)
         watch = call.watch
         if watch is not None:
             watch.answered(now, problem)
@@ -264,25 +256,20 @@ class Fanout:
         return ""
 
 
-def _learn_late(
-    gather: Gather, row: int, call: _Call, slow: bool, reply: Reply | None, error: BaseException | None
-) -> None:
-    """Let the memory learn from the answer of an abandoned call, which may count as slow already."""
+def _learn_late(gather: Gather, row: int, call: _Call, reply: Reply | None, error: BaseException | None) -> None:
+    """Learn from the answer of an abandoned call; holds on to nothing else of the request."""
     now = asyncio.get_running_loop().time()
     if error is None:
-        if not slow:
-            _time_answer(gather, row, call, now)
+        _judge(gather, row, call, now, answered=True)
         gather.arrived(row, now)
     if call.watch is not None:
         call.watch.ended_late(now, error)
 
 
-def _time_answer(gather: Gather, row: int, call: _Call, now: float) -> None:
-    """Let the time that an answer took speak for or against its server."""
-    slow_s = gather.slow_s(row)
-    if slow_s is None:
-        return
-    if now - call.sent < slow_s:
+def _judge(gather: Gather, row: int, call: _Call, now: float, *, answered: bool) -> None:
+    """Let the time that a call has taken speak for or against its server."""
+    prompt = gather.judge(row, now - call.sent, answered)
+    if prompt:
         call.server.was_prompt()
-    else:
+    elif prompt is not None:
         call.server.took_too_long()

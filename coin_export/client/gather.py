@@ -115,6 +115,8 @@ class Gather:
         self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
+        self._judged: set[int] = set()  # whose time was judged
+        self._prompt = 0  # how many of these are wanted and were prompt
         self._to_replace = 0  # how many of those have nobody in their place yet
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
@@ -132,15 +134,31 @@ class Gather:
         """After how long a call that is given up counts against its server."""
         return self._memory.patience_s
 
-    def slow_s(self, row: int) -> float | None:
-        """Return after how long a call to a member shows that its server is slow.
+    def judge(self, row: int, took_s: float, answered: bool) -> bool | None:
+        """Judge by the time that a call to a member has taken whether its server is slow; each call is judged once.
+
+        It speaks against the server that a call took too long only if at least half of the other wanted originals
+        answered the very same request promptly: else the request may be what takes long, or all are slow.
+
+        Args:
+            row: the member.
+            took_s: seconds since the call was sent.
+            answered: whether it has ended with an answer, usable or not.
 
         Returns:
-            None where there is nothing to compare: for members that only help, and when one original alone is wanted;
-            or no help against slowness.
+            True for a prompt answer, False for a call that took too long. None if there is no telling, or not yet; if
+            one original alone is wanted; or where there is no help against slowness.
         """
-        compared = len(self._wanted) > 1 and row in self._wanted
-        return self._memory.slow_s if compared and self._helps_the_late else None
+        if len(self._wanted) == 1 or not self._helps_the_late or row in self._judged:
+            return None
+        if took_s < self._memory.slow_s:
+            if not answered:
+                return None
+            self._prompt += row in self._wanted
+        elif 2 * self._prompt < len(self._wanted) - (row in self._wanted):
+            return None
+        self._judged.add(row)
+        return took_s < self._memory.slow_s
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""

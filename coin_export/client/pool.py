@@ -192,8 +192,10 @@ class ServerPool:
             return
         if reason:
             self._set_down(server, reason)
-        elif server.in_doubt and not server.down:
-            server.next_lookup = self._loop.time()  # it was in order when it was looked up last: do so again at once
+        elif server.in_doubt and (not server.down or server.lag.paused_until > self._loop.time()):
+            # It answered when it was looked up last: do so again at once.
+            server.lag.forget()
+            server.next_lookup = self._loop.time()
         known = server in self._suspects
         self._suspects.add(server)
         if not known or server.in_doubt:
@@ -201,14 +203,20 @@ class ServerPool:
         self._settle()
 
     def _lags(self, server: Server) -> None:
-        """Do without a slow server for some time, if the others are in order and suffice."""
-        others = [other for other in self._servers.values() if other is not server and not other.lag.lagging]
-        build = self._build
-        if build is None or not build.holds(server) or not build.suffices((), others):
+        """Do without a slow server for some time, if the others suffice and are not slow themselves."""
+        build, now = self._build, self._loop.time()
+        if build is None or not build.holds(server):
             return
-        if server.lag.stands_out(other.lag for other in others):
-            server.next_lookup = self._loop.time() + server.lag.pause()
+        others = [other for other in self._servers.values() if other is not server]
+        if build.suffices((), [other for other in others if not other.lag.lagging]):
+            server.lag.pause(now)
+            server.next_lookup = server.lag.paused_until
             self._doubt(server, f"most calls have taken twice the usual time or longer for {self._limits.slow_s:g} s")
+            return
+        for other in others:  # this one may be in the place of one that is no slower
+            if other.lag.paused_until > now:
+                other.lag.paused_until = other.next_lookup = now
+        self.look_up_due()
 
     def _look_up(self, server: Server) -> Task:
         server.next_lookup = self._loop.time() + self._limits.lookup_interval_s
@@ -248,9 +256,12 @@ class ServerPool:
             reason = f"it holds a build of group {group.name!r} with other models, inputs or outputs"
             self._set_down(server, f"{reason}; connect anew to use it")
         else:
-            server.down = ""
-            if report.ready and not server.in_doubt:  # else it is still loading models, and is looked up again
-                self._suspects.discard(server)
+            if server.lag.paused_until > self._loop.time():
+                server.next_lookup = server.lag.paused_until
+            else:
+                server.down = ""
+                if report.ready and not server.in_doubt:  # else it is still loading models, and is looked up again
+                    self._suspects.discard(server)
             for item in served:
                 if item.generation not in self._builds:
                     self._builds[item.generation] = self._make_build(item.group)

@@ -103,7 +103,7 @@ class Server:
         self._doubted = False
         self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
-        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s, limits.rediscovery_interval_s)
+        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s)
         self._calls: dict[Task, OnEnd | None] = {}
         self._abandoned: set[Task] = set()
         self._overflow_logged = False
@@ -160,6 +160,8 @@ class Server:
     def look_up(self, versions: Mapping[str, str], on_end: OnEnd) -> Task:
         """Ask the server what it serves (see `ask`); says nothing about how it answers requests."""
         self._doubted = self.in_doubt  # as the first call makes a lost connection anew
+        if self._doubted:
+            self.lag.forget()
         self._doubts_at_look_up = self._doubts
         self._look_up = self.call(on_end, ask, self.transport, versions)
         return self._look_up
@@ -224,13 +226,13 @@ class Server:
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
 
     def took_too_long(self) -> None:
-        """Take note, once, of a call that has taken far longer than usual, be it answered or not."""
+        """Take note of a call that has taken far longer than usual, be it answered or not."""
         if self.lag.late(asyncio.get_running_loop().time()) and not self.down:
             self._on_slow(self)
 
     def was_prompt(self) -> None:
         """Take note of a prompt answer."""
-        self.lag.prompt(asyncio.get_running_loop().time())
+        self.lag.prompt()
 
     async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         # Telling from within the task spares a turn of the event loop, which a callback of the task would take.

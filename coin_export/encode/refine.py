@@ -174,7 +174,7 @@ def refine(
             return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
 
         ahead, rate, end, trial_errors = _race(starts, options.learning_rates, trial)
-        if math.isfinite(end.error):
+        if end.error <= _WORSE * ahead.error:
             start, here, best = ahead, end, min(best, end, key=_error_of)
         else:
             rate = min(options.learning_rates) / _SLOWER

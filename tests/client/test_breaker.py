@@ -71,27 +71,37 @@ def test_it_never_opens_on_fewer_misses_or_across_an_answer(story: str, misses: 
     ],
 )  # fmt: skip
 def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int], lagging: bool) -> None:
-    lag, found = Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0), []
+    lag, found = Lag(excess=3, slow_s=0.1, pause_s=1.0), []
     for index, letter in enumerate(story):
         now = 1000.0 + index * STEP_S
         if letter == ".":
-            lag.prompt(now)
+            lag.prompt()
         elif letter == "L" and lag.late(now):
             found.append(index)
     assert found == slow and lag.lagging is lagging
 
 
-def test_a_server_stands_out_only_beside_one_that_was_prompt_meanwhile() -> None:
-    lag, other, silent = (Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=30.0) for _ in range(3))
-    other.prompt(999.0)
-    lag.late(1000.0)
-    assert not lag.stands_out([other, silent])
-    other.prompt(1001.0)
-    assert lag.stands_out([other, silent])
-
-
 def test_pauses_grow_until_it_is_as_prompt_as_before() -> None:
-    lag = Lag(excess=3, slow_s=0.1, pause_s=1.0, longest_pause_s=5.0)
-    assert [lag.pause() for _ in range(4)] == [1.0, 2.0, 4.0, 5.0]
-    lag.prompt(1000.0)
-    assert lag.pause() == 1.0
+    lag = Lag(excess=3, slow_s=0.1, pause_s=1.0)
+
+    def pauses(count: int) -> list[float]:
+        found = []
+        for _ in range(count):
+            lag.pause(1000.0)
+            found.append(lag.paused_until - 1000.0)
+        return found
+
+    assert pauses(7) == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] and pauses(2000)[-1] == 30.0
+    lag.prompt()
+    assert pauses(1) == [1.0]
+
+
+def test_after_a_pause_one_late_call_shows_nothing() -> None:
+    lag = Lag(excess=5, slow_s=0.1, pause_s=1.0)
+    found = [lag.late(1000.0 + 0.1 * call) for call in range(6)]
+    assert found == [False, False, False, False, True, True]
+    lag.pause(1001.0)
+    assert [lag.late(1002.0 + 0.1 * call) for call in range(3)] == [False, True, True]
+    lag.pause(1003.0)
+    lag.forget()
+    assert not lag.lagging and lag.paused_until < 1003.0 and not lag.late(1010.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 
@@ -16,6 +17,7 @@ from coin_export.client.policy import (
     OnlyWhenDown,
     Policy,
 )
+from coin_export.code.design import default_code
 from coin_export.code.linear import LinearCode
 from tests.client.virtual import Fate, Run, run, vandermonde
 
@@ -318,3 +320,24 @@ def test_what_is_lacked_is_what_an_answer_could_have_changed() -> None:
     assert direct.ended and direct.lacked == set()
     assert decoded.ended and decoded.lacked == {1}
     assert failed.ended and failed.lacked == {1, 2}
+
+
+def test_slowness_is_judged_by_the_other_answers_to_the_same_request() -> None:
+    policy, code = Policy(), default_code(3, 1)
+    memory = Memory(policy)
+    for _ in range(100):
+        for row in range(3):
+            memory.latencies.add(0.010, row)
+
+    def judged(*calls: tuple[int, float, bool], wanted: Sequence[int] = (0, 1, 2)) -> list[bool | None]:
+        gather = Gather(code, wanted, policy, memory, 0.0)
+        return [gather.judge(*call) for call in calls]
+
+    assert judged((0, 0.005, True), (1, 0.019, True), (2, 0.021, True)) == [True, True, False]
+    assert judged((0, 0.005, True), (2, 0.021, False), (2, 0.100, True)) == [True, False, None], "once"
+    assert judged((2, 0.019, False), (2, 0.100, True)) == [None, None], "the others may be slow as well"
+    assert judged((0, 0.005, True), (3, 0.100, True), (1, 0.005, True)) == [True, None, True], (
+        "one of three is not half"
+    )
+    assert judged((0, 0.005, True), (1, 0.005, True), (3, 0.100, True)) == [True, True, False], "helpers, too"
+    assert judged((0, 0.005, True), wanted=(0,)) == [None]

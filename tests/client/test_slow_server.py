@@ -58,7 +58,7 @@ async def test_it_is_done_without(policy: Policy, caplog: pytest.LogCaptureFixtu
         )
 
 
-async def test_it_is_tried_once_per_look_up_and_used_again_when_it_is_as_fast_as_before() -> None:
+async def test_it_is_tried_with_a_few_calls_per_look_up_and_used_again_when_it_is_as_fast_as_before() -> None:
     servers = one_each(GROUP)
     limits = replace(LIMITS, lookup_interval_s=0.3)
     async with started(*servers) as addresses, CodedClient(addresses, limits=limits) as client:
@@ -68,7 +68,7 @@ async def test_it_is_tried_once_per_look_up_and_used_again_when_it_is_as_fast_as
         for _ in range(100):
             await ask(client, 1)
             await asyncio.sleep(0.01)
-        assert servers[0].asked - asked <= servers[0].metadata_calls - looked_up + 1
+        assert servers[0].asked - asked <= 5 * (servers[0].metadata_calls - looked_up + 1)
         servers[0].delay_s = 0.0
         for _ in range(500):
             await asyncio.sleep(0.01)
@@ -88,7 +88,7 @@ async def test_trials_that_fail_become_seldom() -> None:
         for _ in range(25):
             await ask(client, 1)
             await asyncio.sleep(0.1)
-        assert 1 <= servers[0].asked - asked <= 10
+        assert 1 <= servers[0].asked - asked <= 15
 
 
 @pytest.mark.parametrize("policy", [Policy(), Policy(AfterDelay(1.0)), Policy(budget=Budget(0.0, 0.0))])
@@ -97,6 +97,15 @@ async def test_when_all_are_slow_none_is(policy: Policy, caplog: pytest.LogCaptu
     async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=LIMITS) as client:
         await grown_slow(client, servers)
         assert "counts as down" not in caplog.text
+
+
+async def test_it_stays_in_use_where_who_would_help_is_slower() -> None:
+    servers = one_each(GROUP)
+    policy = Policy(budget=Budget(0.0, 0.0))
+    async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=LIMITS) as client:
+        servers[2].delay_s = 4 * SLOW_S
+        found = await grown_slow(client, servers[:1], count=24)
+        assert found[-4:] == [Source.DIRECT] * 4
 
 
 async def test_what_is_asked_of_one_alone_is_compared_with_nothing(caplog: pytest.LogCaptureFixture) -> None:

@@ -205,24 +205,23 @@ class FrontEnd:
 
     def _time(self, request: _Request, call: Call, answered: bool = False) -> None:
         """Let the time that a call has taken speak against its server, once; or for it, if there is an answer."""
-        now, line, slow_s = self._clock.now, request.lines[call.row], request.gather.slow_s(call.row)
-        if slow_s is None or call.slow:
-            return
-        if now - call.sent >= slow_s:
-            call.slow = True
-            if line.lag.late(now) and not line.down:
-                self._do_without(request.group, line)
-        elif answered:
-            line.lag.prompt(now)
+        now, line = self._clock.now, request.lines[call.row]
+        prompt = request.gather.judge(call.row, now - call.sent, answered)
+        if prompt:
+            line.lag.prompt()
+        elif prompt is not None and line.lag.late(now) and not line.down:
+            self._do_without(request.group, line)
 
     def _do_without(self, group: _Group, line: Line) -> None:
-        """Do without a slow server for some time, if the others are in order and suffice."""
-        rows = [
-            row for row, other in enumerate(group.lines) if other is not line and other.usable and not other.lag.lagging
-        ]
-        if self._code.decodable(rows) and line.lag.stands_out(group.lines[row].lag for row in rows):
+        """Do without a slow server for some time, if the others suffice and are not slow themselves."""
+        others = [(row, other) for row, other in enumerate(group.lines) if other is not line]
+        if self._code.decodable([row for row, other in others if other.usable and not other.lag.lagging]):
             line.leave_alone()
             group.suspect(line)
+            return
+        for _, other in others:
+            other.try_again()
+        group.look_up()
 
     def _send(self, request: _Request, send: Send) -> list[Action]:
         now, gather = self._clock.now, request.gather

@@ -35,7 +35,7 @@ class Line:
         self._clock = clock
         self._limits = limits
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
-        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s, limits.rediscovery_interval_s)
+        self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s)
         self._looking_up = False
         self._next_lookup = limits.lookup_interval_s  # it was looked up at the start
 
@@ -56,7 +56,14 @@ class Line:
     def leave_alone(self) -> None:
         """Take it out of use for some time, as it is slow."""
         self.down = True
-        self._next_lookup = self._clock.now + self.lag.pause()
+        self.lag.pause(self._clock.now)
+        self._next_lookup = self.lag.paused_until
+
+    def try_again(self) -> None:
+        """Be done with leaving it alone."""
+        now = self._clock.now
+        if self.lag.paused_until > now:
+            self.lag.paused_until = self._next_lookup = now
 
     def late(self) -> bool:
         """Take note of a call that was given up later than usual; tell whether the server counts as down now."""
@@ -78,4 +85,7 @@ class Line:
 
     def _looked_up(self, _: object) -> None:
         self._looking_up = False
-        self.down = False
+        if self.lag.paused_until > self._clock.now:
+            self._next_lookup = self.lag.paused_until
+        else:
+            self.down = False

@@ -25,10 +25,9 @@ class Call:
         ended: it was executed.
         abandoned: nobody waits for it any more.
         overdue: it counts as a miss of its server already.
-        slow: it counts as slow already.
     """
 
-    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "slow", "twin", "work")
+    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "twin", "work")
 
     def __init__(self, request: object, row: int, work: float, sent: float = 0.0) -> None:
         self.request = request
@@ -39,7 +38,7 @@ class Call:
         self.dropped = False
         self.ended = False
         self.abandoned = False
-        self.overdue = self.slow = False
+        self.overdue = False
         self.sent = sent
 
     def drop(self) -> None:
