@@ -17,6 +17,9 @@ _ITERATIONS = 5
 _MOMENTUM = 0.95
 # Gives a matrix's step the root mean square that Adam's typically has (Liu and others, 2025): one learning rate fits.
 _ADAM_RMS = 0.2
+# As in Adam: of a layer that has no gradient any more, the momentum that is left must not move it for ever; nor may its
+# norm underflow.
+_EPSILON = 1e-8
 
 
 class Muon(torch.optim.Optimizer):
@@ -41,11 +44,11 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Return, approximately, the orthogonal matrix nearest in direction: U V^T of U S V^T. A zero matrix stays zero."""
+    """Return, approximately, the orthogonal matrix nearest in direction: U V^T of U S V^T; next to zero stays there."""
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
     x: torch.Tensor = matrix.T if tall else matrix
-    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    x = x / (x.norm() + _EPSILON)
     for _ in range(_ITERATIONS):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x

@@ -251,7 +251,7 @@ def test_after_a_descent_that_diverged_the_others_are_as_long_as_the_steps_left_
     before = min(found.notes["start_errors"].values())
     assert errors[0] > 2 * before
     assert steps[0] == 10 and steps[1:] == rungs(60, 10) and rates[1] == pytest.approx(2 / 3)
-    assert found.notes["held_out_error"] < 0.1 * before
+    assert found.notes["held_out_error"] < 0.5 * before
 
 
 def test_trials_that_all_diverge_leave_the_start() -> None:
