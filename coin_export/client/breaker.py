@@ -11,7 +11,8 @@ import math
 from dataclasses import dataclass, field
 
 _LONGEST_PAUSE = 30.0  # in units of the first one
-_TRIAL = 2  # late calls, after a pause
+_TRIAL = 2  # late calls, after a pause,
+_TRIAL_SHARE = 0.1  # and so much of the time, so that a server may be cold at first
 
 
 @dataclass
@@ -76,6 +77,7 @@ class Lag:
     _sum: int = field(default=0, init=False)
     _since: float = field(default=0.0, init=False)
     _pauses: float = field(default=1.0, init=False)
+    _on_trial: bool = field(default=False, init=False)
 
     @property
     def lagging(self) -> bool:
@@ -86,21 +88,28 @@ class Lag:
         """Take note of a prompt answer."""
         self._sum = max(self._sum - 1, 0)
         if not self._sum:
-            self._pauses = 1.0
+            self._pauses, self._on_trial = 1.0, False
 
-    def late(self, now: float) -> bool:
-        """Take note of a call that took too long; tell whether the server is slow."""
-        if not self._sum:
+    def late(self, now: float, sent: float) -> bool:
+        """Take note of a call that took too long; tell whether the server is slow.
+
+        One that was ``sent`` before the end of a pause says nothing new.
+        """
+        if sent < self.paused_until:
+            return False
+        if not self._sum or self._since < self.paused_until:
             self._since = now
         self._sum = min(self._sum + 1, 2 * self.excess)
-        return self._sum >= self.excess and now - self._since >= self.slow_s
+        least = self.slow_s * _TRIAL_SHARE if self._on_trial else self.slow_s
+        return self._sum >= self.excess and now - self._since >= least
 
     def pause(self, now: float) -> None:
         """Leave the server alone for some time. Some late calls must show after that that it is slow still."""
         self.paused_until = now + self.pause_s * self._pauses
         self._pauses = min(2 * self._pauses, _LONGEST_PAUSE)
         self._sum = max(self.excess - _TRIAL, 0)
+        self._on_trial = True
 
     def forget(self) -> None:
         """Begin anew, as another server may have taken its place."""
-        self.paused_until, self._sum, self._pauses = -math.inf, 0, 1.0
+        self.paused_until, self._sum, self._pauses, self._on_trial = -math.inf, 0, 1.0, False

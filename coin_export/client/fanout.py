@@ -272,4 +272,4 @@ def _judge(gather: Gather, row: int, call: _Call, now: float, *, answered: bool)
     if prompt:
         call.server.was_prompt()
     elif prompt is not None:
-        call.server.took_too_long()
+        call.server.took_too_long(call.sent)

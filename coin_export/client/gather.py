@@ -98,6 +98,7 @@ class Gather:
     ) -> None:
         self._code = code
         self._wanted = tuple(wanted)
+        self._wants_all = len(self._wanted) == code.k
         self._goal: tuple[Wanted, ...] = self._wanted if combination is None else (combination,)
         self._policy = policy
         self._memory = memory
@@ -147,9 +148,10 @@ class Gather:
 
         Returns:
             True for a prompt answer, False for a call that took too long. None if there is no telling, or not yet; if
-            one original alone is wanted; or where there is no help against slowness.
+            not all originals are wanted, as it takes more than one call then to replace one; or where there is no help
+            against slowness.
         """
-        if len(self._wanted) == 1 or not self._helps_the_late or row in self._judged:
+        if not self._wants_all or not self._helps_the_late or row in self._judged:
             return None
         if took_s < self._memory.slow_s:
             if not answered:
@@ -321,7 +323,7 @@ class Gather:
 
     def _learn(self, row: int, now: float) -> None:
         if row < self._code.k and row in self._wanted:  # these are all asked when the request begins
-            self._memory.latencies.add(now - self.started, row if len(self._wanted) > 1 else None)
+            self._memory.latencies.add(now - self.started, row if self._wants_all else None)
 
     def _wake(self) -> list[Action]:
         at = self._deadline

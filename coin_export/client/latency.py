@@ -38,7 +38,7 @@ class Latencies:
 
         Args:
             seconds: how long a call took.
-            row: the member that was asked, if another one was asked the same; None if there is nothing to compare.
+            row: the member that was asked, if all others were asked the same; None if there is nothing to compare.
         """
         place = self._count % CAPACITY
         self._ring[place], self._rows[place] = seconds, _NOBODY if row is None else row

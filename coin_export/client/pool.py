@@ -205,7 +205,7 @@ class ServerPool:
     def _lags(self, server: Server) -> None:
         """Do without a slow server for some time, if the others suffice and are not slow themselves."""
         build, now = self._build, self._loop.time()
-        if build is None or not build.holds(server):
+        if self._closed or build is None or not build.holds(server):
             return
         others = [other for other in self._servers.values() if other is not server]
         if build.suffices((), [other for other in others if not other.lag.lagging]):

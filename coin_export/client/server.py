@@ -225,9 +225,9 @@ class Server:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
 
-    def took_too_long(self) -> None:
-        """Take note of a call that has taken far longer than usual, be it answered or not."""
-        if self.lag.late(asyncio.get_running_loop().time()) and not self.down:
+    def took_too_long(self, sent: float) -> None:
+        """Take note of a call that has taken far longer than usual since it was sent, be it answered or not."""
+        if self.lag.late(asyncio.get_running_loop().time(), sent) and not self.down:
             self._on_slow(self)
 
     def was_prompt(self) -> None:

@@ -76,7 +76,7 @@ def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int],
         now = 1000.0 + index * STEP_S
         if letter == ".":
             lag.prompt()
-        elif letter == "L" and lag.late(now):
+        elif letter == "L" and lag.late(now, now):
             found.append(index)
     assert found == slow and lag.lagging is lagging
 
@@ -96,12 +96,18 @@ def test_pauses_grow_until_it_is_as_prompt_as_before() -> None:
     assert pauses(1) == [1.0]
 
 
-def test_after_a_pause_one_late_call_shows_nothing() -> None:
+def test_after_a_pause_two_late_calls_and_a_moment_show_that_it_is_slow_still() -> None:
+    lag = Lag(excess=5, slow_s=1.0, pause_s=1.0)
+    found = [lag.late(now, now) for now in (1000.0, 1000.4, 1000.8, 1001.2, 1001.6)]
+    assert found == [False, False, False, False, True]
+    lag.pause(1002.0)
+    assert not any(lag.late(1003.1, 1002.9) for _ in range(10)), "sent before"
+    assert [lag.late(now, now) for now in (1003.2, 1003.21, 1003.35)] == [False, False, True], "it may be cold at first"
+
+
+def test_another_server_begins_anew() -> None:
     lag = Lag(excess=5, slow_s=0.1, pause_s=1.0)
-    found = [lag.late(1000.0 + 0.1 * call) for call in range(6)]
-    assert found == [False, False, False, False, True, True]
+    lag.late(1000.0, 1000.0)
     lag.pause(1001.0)
-    assert [lag.late(1002.0 + 0.1 * call) for call in range(3)] == [False, True, True]
-    lag.pause(1003.0)
     lag.forget()
-    assert not lag.lagging and lag.paused_until < 1003.0 and not lag.late(1010.0)
+    assert not lag.lagging and lag.paused_until < 1001.0 and not lag.late(1010.0, 1010.0)

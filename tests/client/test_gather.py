@@ -340,4 +340,4 @@ def test_slowness_is_judged_by_the_other_answers_to_the_same_request() -> None:
         "one of three is not half"
     )
     assert judged((0, 0.005, True), (1, 0.005, True), (3, 0.100, True)) == [True, True, False], "helpers, too"
-    assert judged((0, 0.005, True), wanted=(0,)) == [None]
+    assert judged((0, 0.005, True), (1, 0.100, True), wanted=(0, 1)) == [None, None], "one would take two to replace"

@@ -209,7 +209,7 @@ class FrontEnd:
         prompt = request.gather.judge(call.row, now - call.sent, answered)
         if prompt:
             line.lag.prompt()
-        elif prompt is not None and line.lag.late(now) and not line.down:
+        elif prompt is not None and line.lag.late(now, call.sent) and not line.down:
             self._do_without(request.group, line)
 
     def _do_without(self, group: _Group, line: Line) -> None:
