@@ -116,11 +116,11 @@ class Gather:
         self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
-        self._judged: set[int] = set()  # whose time was judged
-        self._prompt = 0  # how many of these are wanted and were prompt
         self._to_replace = 0  # how many of those have nobody in their place yet
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
+        self._judged: set[int] = set()  # whose time was judged
+        self._prompt = 0  # how many of these are wanted and were prompt
         self.ended = False
         self.refusals = 0
 

@@ -64,7 +64,7 @@ class Latencies:
     def typical(self, q: float, window: int = CAPACITY) -> float | None:
         """Return the ``q``-quantile of the typical member: the lower median of the members' own quantiles, in seconds.
 
-        Members are copies of one architecture, so those that take clearly longer are slow. However long they are, and
+        Members are copies of one architecture, so those that take clearly longer are slow. However long they take, and
         however often they are asked, they do not change what is typical as long as at least half of the members, of
         two one, are in order.
 
