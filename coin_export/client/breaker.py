@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 
 _LONGEST_PAUSE = 30.0  # in units of the first one
-_TRIAL = 2  # late calls, after a pause,
+_TRIAL = 2  # late calls in excess, after a pause,
 _TRIAL_SHARE = 0.1  # and so much of the time, so that a server may be cold at first
 
 
@@ -84,10 +84,10 @@ class Lag:
         """Whether late calls are in excess."""
         return self._sum > 0
 
-    def prompt(self) -> None:
-        """Take note of a prompt answer."""
+    def prompt(self, now: float) -> None:
+        """Take note of a prompt answer; some time after a pause it shows that the server is as prompt as before."""
         self._sum = max(self._sum - 1, 0)
-        if not self._sum:
+        if not self._sum and now >= self.paused_until + self.slow_s:
             self._pauses, self._on_trial = 1.0, False
 
     def late(self, now: float, sent: float) -> bool:
@@ -97,18 +97,18 @@ class Lag:
         """
         if sent < self.paused_until:
             return False
-        if not self._sum or self._since < self.paused_until:
+        if not self._sum:
             self._since = now
         self._sum = min(self._sum + 1, 2 * self.excess)
-        least = self.slow_s * _TRIAL_SHARE if self._on_trial else self.slow_s
-        return self._sum >= self.excess and now - self._since >= least
+        if self._on_trial:
+            return self._sum >= min(_TRIAL, self.excess) and now - self._since >= _TRIAL_SHARE * self.slow_s
+        return self._sum >= self.excess and now - self._since >= self.slow_s
 
     def pause(self, now: float) -> None:
         """Leave the server alone for some time. Some late calls must show after that that it is slow still."""
         self.paused_until = now + self.pause_s * self._pauses
         self._pauses = min(2 * self._pauses, _LONGEST_PAUSE)
-        self._sum = max(self.excess - _TRIAL, 0)
-        self._on_trial = True
+        self._sum, self._on_trial = 0, True
 
     def forget(self) -> None:
         """Begin anew, as another server may have taken its place."""

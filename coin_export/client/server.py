@@ -232,7 +232,7 @@ class Server:
 
     def was_prompt(self) -> None:
         """Take note of a prompt answer."""
-        self.lag.prompt()
+        self.lag.prompt(asyncio.get_running_loop().time())
 
     async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         # Telling from within the task spares a turn of the event loop, which a callback of the task would take.

@@ -75,7 +75,7 @@ def test_a_server_is_slow_when_it_was_late_for_long(story: str, slow: list[int],
     for index, letter in enumerate(story):
         now = 1000.0 + index * STEP_S
         if letter == ".":
-            lag.prompt()
+            lag.prompt(now)
         elif letter == "L" and lag.late(now, now):
             found.append(index)
     assert found == slow and lag.lagging is lagging
@@ -92,7 +92,9 @@ def test_pauses_grow_until_it_is_as_prompt_as_before() -> None:
         return found
 
     assert pauses(7) == [1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0] and pauses(2000)[-1] == 30.0
-    lag.prompt()
+    lag.prompt(1030.05)
+    assert pauses(1) == [30.0], "too early to tell"
+    lag.prompt(1030.2)
     assert pauses(1) == [1.0]
 
 

@@ -208,7 +208,7 @@ class FrontEnd:
         now, line = self._clock.now, request.lines[call.row]
         prompt = request.gather.judge(call.row, now - call.sent, answered)
         if prompt:
-            line.lag.prompt()
+            line.lag.prompt(now)
         elif prompt is not None and line.lag.late(now, call.sent) and not line.down:
             self._do_without(request.group, line)
 
