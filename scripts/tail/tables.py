@@ -40,7 +40,13 @@ def verdicts(targets: Iterable[Target]) -> str:
 
 def _titled(scenario: str, rows: Sequence[Row]) -> str:
     heads = ["policy", *(title for title, _ in _COLUMNS.values())]
-    lines = [f"**{scenario}** ({rows[0].repeats} repeats)", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    count = rows[0].repeats
+    lines = [
+        f"**{scenario}** ({count} repeat{'s' * (count != 1)})",
+        "",
+        f"| {' | '.join(heads)} |",
+        "|---" * len(heads) + "|",
+    ]
     for row in rows:
         cells = [f"`{row.policy}`", *(_cell(key, form, row.values.get(key)) for key, (_, form) in _COLUMNS.items())]
         lines.append(f"| {' | '.join(cells)} |")
