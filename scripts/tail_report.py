@@ -37,7 +37,9 @@ def draw(curves: Mapping[str, Curve], scenarios: Sequence[str], folder: Path) ->
     """Draw one panel a scenario: the share of requests that take longer, by latency; one thin line a repeat."""
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "tail"  # the same records give the same file
-    figure, panels = plt.subplots(1, len(scenarios), figsize=(4.6 * len(scenarios), 4.2), sharey=True, squeeze=False)
+    figure, panels = plt.subplots(
+        1, len(scenarios), figsize=(4.6 * len(scenarios), 4.2), sharex=True, sharey=True, squeeze=False
+    )
     for panel, scenario in zip(panels[0], scenarios, strict=True):
         for policy in CONTENDERS:
             names = [name for name in curves if name.startswith(f"{scenario}/{policy}/")]

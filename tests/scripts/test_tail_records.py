@@ -101,7 +101,7 @@ def test_nothing_is_judged_that_was_not_measured() -> None:
 def test_a_table_has_one_row_a_policy_in_order() -> None:
     found = rows([record("coded_at_once", p999_ms=13.0), record("none", p999_ms=303.0)])
     table = results(found)
-    assert table.startswith("**straggle_2** (1 repeats)\n")
+    assert table.startswith("**straggle_2** (1 repeat)\n")
     assert table.index("`none`") < table.index("`coded_at_once`")
     assert "30.0 (30.0 to 30.0)" in table
     assert verdicts(targets(found)).count("\n") == 3
