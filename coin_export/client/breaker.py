@@ -84,6 +84,10 @@ class Lag:
         """Whether late calls are in excess."""
         return self._sum > 0
 
+    def paused(self, now: float) -> bool:
+        """Tell whether the server is to be left alone."""
+        return self.paused_until > now
+
     def prompt(self, now: float) -> None:
         """Take note of a prompt answer; some time after a pause it shows that the server is as prompt as before."""
         self._sum = max(self._sum - 1, 0)

@@ -203,11 +203,11 @@ class Fanout:
                 continue
             if self._gather.refusals:
                 _judge(self._gather, row, call, now, answered=False)
-            if self._gather.refusals and self._is_overdue(call, now):
-                # Without help it would be waited for until the deadline, and be found out only then. It is late anew at
-                # every look, as the breaker wants to see that lateness goes on.
-                self._overdue.add(row)
-                call.server.late()
+                if self._is_overdue(call, now):
+                    # Without help it would be waited for until the deadline, and be found out only then. It is late
+                    # anew at every look, as the breaker wants to see that lateness goes on.
+                    self._overdue.add(row)
+                    call.server.late()
             if call.server.down:
                 actions += self._gather.doubted(row, now)
         return actions + self._gather.woken(now)

@@ -153,14 +153,12 @@ class Gather:
         """
         if not self._wants_all or not self._helps_the_late or row in self._judged:
             return None
-        if took_s < self._memory.slow_s:
-            if not answered:
-                return None
-            self._prompt += row in self._wanted
-        elif 2 * self._prompt < len(self._wanted) - (row in self._wanted):
+        wanted, prompt = row in self._wanted, took_s < self._memory.slow_s
+        if not (answered if prompt else 2 * self._prompt >= len(self._wanted) - wanted):
             return None
+        self._prompt += prompt and wanted
         self._judged.add(row)
-        return took_s < self._memory.slow_s
+        return prompt
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""

@@ -192,7 +192,7 @@ class ServerPool:
             return
         if reason:
             self._set_down(server, reason)
-        elif server.in_doubt and (not server.down or server.lag.paused_until > self._loop.time()):
+        elif server.in_doubt and (not server.down or server.lag.paused(self._loop.time())):
             # It answered when it was looked up last: do so again at once.
             server.lag.forget()
             server.next_lookup = self._loop.time()
@@ -214,7 +214,7 @@ class ServerPool:
             self._doubt(server, f"most calls have taken twice the usual time or longer for {self._limits.slow_s:g} s")
             return
         for other in others:  # this one may be in the place of one that is no slower
-            if other.lag.paused_until > now:
+            if other.lag.paused(now):
                 other.lag.paused_until = other.next_lookup = now
         self.look_up_due()
 
@@ -256,7 +256,7 @@ class ServerPool:
             reason = f"it holds a build of group {group.name!r} with other models, inputs or outputs"
             self._set_down(server, f"{reason}; connect anew to use it")
         else:
-            if server.lag.paused_until > self._loop.time():
+            if server.lag.paused(self._loop.time()):
                 server.next_lookup = server.lag.paused_until
             else:
                 server.down = ""

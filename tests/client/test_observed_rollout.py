@@ -9,9 +9,9 @@ from prometheus_client import CollectorRegistry
 
 from coin_export.client import CallOutcome, CodedClient, OnlyWhenDown, Policy, RequestOutcome, Source
 from coin_export.client.metrics import MetricsObserver
-from tests.client.fake_triton import eventually, one_each, started
+from tests.client.fake_triton import one_each, started
 from tests.client.recorder import Recorder
-from tests.client.test_rollout import BATCH, NEW, OFTEN, OLD, reload, turned
+from tests.client.test_rollout import BATCH, NEW, OFTEN, OLD, lose_the_old_build
 
 
 async def test_a_request_that_begins_again_on_another_build_is_one_request_whose_calls_end_once() -> None:
@@ -25,12 +25,7 @@ async def test_a_request_that_begins_again_on_another_build_is_one_request_whose
         )
         async with client:
             request = asyncio.create_task(client.infer({"input": BATCH}))
-            await eventually(lambda: servers[0].asked == servers[1].asked == 1)
-            for server in servers[2:]:
-                await reload(server)
-            await turned(client)
-            for server in servers[:2]:
-                await server.stop()
+            await lose_the_old_build(client, servers)
             await request
     ((begun, end),) = recorder.ended
     assert recorder.begun == [begun] and end.outcome is RequestOutcome.DECODED

@@ -32,8 +32,9 @@ async def grown_slow(client: CodedClient, servers: Sequence[FakeTriton], count: 
     return (await ask(client, count))[count // 2 :]
 
 
-async def ask_until_spared(client: CodedClient, server: FakeTriton) -> None:
-    """Ask, a hundred requests a second at most, until ten in a row have left the server alone."""
+async def grown_slow_until_spared(client: CodedClient, server: FakeTriton) -> None:
+    """Make it slow, and ask, a hundred requests a second at most, until ten in a row have left it alone."""
+    await grown_slow(client, [server])
     asked, spared = server.asked, 0
     for _ in range(1000):
         await ask(client, 1)
@@ -50,8 +51,7 @@ async def test_it_is_done_without(policy: Policy, caplog: pytest.LogCaptureFixtu
     """Also without any budget, where requests wait for it until it is found out."""
     servers = one_each(GROUP)
     async with started(*servers) as addresses, CodedClient(addresses, policy=policy, limits=LIMITS) as client:
-        await grown_slow(client, servers[:1])
-        await ask_until_spared(client, servers[0])
+        await grown_slow_until_spared(client, servers[0])
         assert await ask(client, 5) == [Source.DECODED] * 5
         assert (
             f"server {addresses[0]} counts as down: most calls have taken twice the usual time or longer" in caplog.text
@@ -62,8 +62,7 @@ async def test_it_is_tried_with_a_few_calls_per_look_up_and_used_again_when_it_i
     servers = one_each(GROUP)
     limits = replace(LIMITS, lookup_interval_s=0.3)
     async with started(*servers) as addresses, CodedClient(addresses, limits=limits) as client:
-        await grown_slow(client, servers[:1])
-        await ask_until_spared(client, servers[0])
+        await grown_slow_until_spared(client, servers[0])
         asked, looked_up = servers[0].asked, servers[0].metadata_calls
         for _ in range(100):
             await ask(client, 1)
@@ -82,8 +81,7 @@ async def test_trials_that_fail_become_seldom() -> None:
     servers = one_each(GROUP)
     limits = replace(LIMITS, lookup_interval_s=0.05)
     async with started(*servers) as addresses, CodedClient(addresses, limits=limits) as client:
-        await grown_slow(client, servers[:1])
-        await ask_until_spared(client, servers[0])
+        await grown_slow_until_spared(client, servers[0])
         asked = servers[0].asked
         for _ in range(25):
             await ask(client, 1)

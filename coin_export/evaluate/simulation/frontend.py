@@ -187,9 +187,9 @@ class FrontEnd:
             if not (call.ended or call.dropped):
                 if gather.refusals:
                     self._time(request, call)
-                if gather.refusals and self._is_overdue(request, call):
-                    call.overdue = True  # and late anew at every look
-                    self._blame(request, call)
+                    if self._is_overdue(request, call):
+                        call.overdue = True  # and late anew at every look
+                        self._blame(request, call)
                 if request.lines[call.row].down:
                     actions += gather.doubted(call.row, now)
         return actions

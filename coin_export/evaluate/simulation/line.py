@@ -62,7 +62,7 @@ class Line:
     def try_again(self) -> None:
         """Be done with leaving it alone."""
         now = self._clock.now
-        if self.lag.paused_until > now:
+        if self.lag.paused(now):
             self.lag.paused_until = self._next_lookup = now
 
     def late(self) -> bool:
@@ -85,7 +85,7 @@ class Line:
 
     def _looked_up(self, _: object) -> None:
         self._looking_up = False
-        if self.lag.paused_until > self._clock.now:
+        if self.lag.paused(self._clock.now):
             self._next_lookup = self.lag.paused_until
         else:
             self.down = False
