@@ -270,6 +270,6 @@ def _judge(gather: Gather, row: int, call: _Call, now: float, *, answered: bool)
     """Let the time that a call has taken speak for or against its server."""
     prompt = gather.judge(row, now - call.sent, answered)
     if prompt:
-        call.server.was_prompt()
+        call.server.lag.prompt(now)
     elif prompt is not None:
-        call.server.took_too_long(call.sent)
+        call.server.took_too_long(call.sent, now)

@@ -119,6 +119,8 @@ class Gather:
         self._to_replace = 0  # how many of those have nobody in their place yet
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
+        # From which time on a call speaks against its server; it takes all originals to see who replaces whom.
+        self._slow_s = memory.slow_s if self._wants_all and self._helps_the_late else math.inf
         self._judged: set[int] = set()  # whose time was judged
         self._prompt = 0  # how many of these are wanted and were prompt
         self.ended = False
@@ -151,9 +153,9 @@ class Gather:
             not all originals are wanted, as it takes more than one call then to replace one; or where there is no help
             against slowness.
         """
-        if not self._wants_all or not self._helps_the_late or row in self._judged:
+        if self._slow_s == math.inf or row in self._judged:
             return None
-        wanted, prompt = row in self._wanted, took_s < self._memory.slow_s
+        wanted, prompt = row in self._wanted, took_s < self._slow_s
         if not (answered if prompt else 2 * self._prompt >= len(self._wanted) - wanted):
             return None
         self._prompt += prompt and wanted

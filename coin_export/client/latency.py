@@ -26,6 +26,7 @@ class Latencies:
     """
 
     def __init__(self) -> None:
+        self._fresh: list[tuple[float, int]] = []  # not in the rings yet: numpy is slow with single numbers
         self._ring = np.zeros(CAPACITY)
         self._rows = np.zeros(CAPACITY, dtype=np.intp)
         self._count = 0
@@ -40,18 +41,17 @@ class Latencies:
             seconds: how long a call took.
             row: the member that was asked, if all others were asked the same; None if there is nothing to compare.
         """
-        place = self._count % CAPACITY
-        self._ring[place], self._rows[place] = seconds, _NOBODY if row is None else row
-        self._count += 1
-        if self._count % _REFRESH == 0:
-            self._found.clear()
+        self._fresh.append((seconds, _NOBODY if row is None else row))
+        if len(self._fresh) >= _REFRESH:
+            self._take_in()
 
     def quantile(self, q: float, window: int = CAPACITY) -> float | None:
         """Return the ``q``-quantile of the last ``window`` latencies in seconds; None when too few are known."""
-        if self._count < _ENOUGH:
-            return None
         found = self._found.get((q, window))
         if found is None:
+            self._take_in()
+            if self._count < _ENOUGH:
+                return None
             size = min(window, self._count, CAPACITY)
             found = self._found[q, window] = _ranked(self._latest(self._ring, size), q)
         return found
@@ -72,10 +72,8 @@ class Latencies:
             None when fewer than two members have twenty latencies in the window, or when more than ``1 - q`` of it are
             of calls with nothing to compare, which may be about anything.
         """
-        if self._count >= self._typical_ends:
-            self._typical.clear()
-            self._typical_ends = self._count + max(_REFRESH, int(_REFRESH_TYPICAL * min(self._count, CAPACITY)))
         if (q, window) not in self._typical:
+            self._take_in()
             size = min(window, self._count, CAPACITY)
             latest, rows = self._latest(self._ring, size), self._latest(self._rows, size)
             counts = np.bincount(rows - _NOBODY, minlength=1)
@@ -83,6 +81,18 @@ class Latencies:
             own = sorted(_ranked(latest[rows == row], q) for row in known)
             self._typical[q, window] = own[(len(own) - 1) // 2] if len(own) > 1 else None
         return self._typical[q, window]
+
+    def _take_in(self) -> None:
+        if not self._fresh:
+            return
+        places = np.arange(self._count, self._count + len(self._fresh)) % CAPACITY
+        self._ring[places], self._rows[places] = zip(*self._fresh, strict=True)
+        self._count += len(self._fresh)
+        self._fresh.clear()
+        self._found.clear()
+        if self._count >= self._typical_ends:
+            self._typical.clear()
+            self._typical_ends = self._count + max(_REFRESH, int(_REFRESH_TYPICAL * min(self._count, CAPACITY)))
 
     def _latest(self, ring: npt.NDArray[_Number], size: int) -> npt.NDArray[_Number]:
         end = self._count % CAPACITY

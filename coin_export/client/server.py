@@ -225,14 +225,10 @@ class Server:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
 
-    def took_too_long(self, sent: float) -> None:
+    def took_too_long(self, sent: float, now: float) -> None:
         """Take note of a call that has taken far longer than usual since it was sent, be it answered or not."""
-        if self.lag.late(asyncio.get_running_loop().time(), sent) and not self.down:
+        if self.lag.late(now, sent) and not self.down:
             self._on_slow(self)
-
-    def was_prompt(self) -> None:
-        """Take note of a prompt answer."""
-        self.lag.prompt(asyncio.get_running_loop().time())
 
     async def _run(self, work: Callable[..., Awaitable[Any]], args: tuple[Any, ...]) -> None:
         # Telling from within the task spares a turn of the event loop, which a callback of the task would take.
@@ -247,10 +243,7 @@ class Server:
 
     def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
         on_end = self._calls.pop(task)
-        had_room = self.has_room
-        self._abandoned.discard(task)
-        if not self._abandoned:
-            self._overflow_logged = False
+        makes_room = bool(self._abandoned) and self._end_abandoned(task)
         cancelled = isinstance(error, asyncio.CancelledError)
         if task is self._look_up:
             self._look_up = None
@@ -258,10 +251,18 @@ class Server:
             self._judge(error)
         if error is not None and not cancelled and (self.transport.version is None or not self.transport.connected):
             self.recheck()
-        if self.has_room and not had_room:
+        if makes_room:
             self._on_room(self)
         if on_end is not None:
             on_end(result, error)
+
+    def _end_abandoned(self, task: Task) -> bool:
+        """Take note that a call has ended, abandoned or not; tell whether there is room again."""
+        had_room = self.has_room
+        self._abandoned.discard(task)
+        if not self._abandoned:
+            self._overflow_logged = False
+        return self.has_room and not had_room
 
     def _forget(self, task: Task) -> None:
         self._calls.pop(task, None)

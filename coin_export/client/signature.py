@@ -22,6 +22,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
     **{f"UINT{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
     **{f"FP{8 * size}": np.dtype(f"f{size}") for size in (2, 4, 8)},
 }
+_FEW = 64  # numbers, for which Python is faster than numpy
 _FLOATING = tuple(name for name, dtype in DTYPES.items() if dtype.kind == "f")
 
 
@@ -128,8 +129,12 @@ class Signature:
 
 
 def _all_finite(array: Array) -> bool:
-    # The sum of squares is known in half the time, except in half precision; but it may overflow by itself.
-    return (array.dtype.itemsize > 2 and math.isfinite(np.vdot(array, array))) or bool(np.isfinite(array).all())
+    # A sum is known in half the time; but it may overflow by itself.
+    if array.size <= _FEW:
+        quick = sum(array.ravel().tolist())
+    else:
+        quick = np.vdot(array, array) if array.dtype.itemsize > 2 else math.inf
+    return math.isfinite(quick) or bool(np.isfinite(array).all())
 
 
 def _specs(tensors: Sequence[Tensor], group: str, what: str, allowed: Collection[str]) -> tuple[_Spec, ...]:
