@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from coin_export.client.answer import Array
+from coin_export.client.answer import Array, Outputs
 from coin_export.client.build import Build
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
 from coin_export.client.server import Server, Task
@@ -83,6 +83,7 @@ class Fanout:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, _Call] = {}
+        self._accepted: Outputs | None = None  # an answer that the others must agree with
         self._overdue: set[int] = set()  # calls that count as misses of their servers already
         self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
 
@@ -216,26 +217,26 @@ class Fanout:
         return now - call.sent >= self._gather.patience_s
 
     def _ended(self, row: int, reply: Reply | None, error: BaseException | None) -> None:
-        watch = self._calls[row].watch
-        if not self.outcome.done():
-            self._tell(self._receive, row, reply, error)
-        elif watch is not None:
-            watch.unheard(self._loop.time(), error)
-
-    def _receive(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> list[Action]:
-        problem = self._take(row, reply, error, now)
         call = self._calls[row]
+        if not self.outcome.done():
+            self._tell(self._receive, row, call, reply, error)
+        elif call.watch is not None:
+            call.watch.unheard(self._loop.time(), error)
+
+    def _receive(
+        self, row: int, call: _Call, reply: Reply | None, error: BaseException | None, now: float
+    ) -> list[Action]:
+        problem = self._take(row, call.server, reply, error, now)
         if error is None:
             _judge(self._gather, row, call, now, answered=True)
-        watch = call.watch
-        if watch is not None:
-            watch.answered(now, problem)
+        if call.watch is not None:
+            call.watch.answered(now, problem)
         if not problem:
             return self._gather.arrived(row, now)
         self.failures[row] = problem
         return self._gather.failed(row, now)
 
-    def _take(self, row: int, reply: Reply | None, error: BaseException | None, now: float) -> str:
+    def _take(self, row: int, server: Server, reply: Reply | None, error: BaseException | None, now: float) -> str:
         """Keep an answer; or say, if there is none that is usable, why not."""
         if isinstance(error, asyncio.CancelledError):
             return "the call was cancelled"
@@ -244,13 +245,13 @@ class Fanout:
         if error is not None:
             raise error
         assert reply is not None
-        server, signature = self._calls[row].server, self._build.signature
-        accepted = next(iter(self.replies.values())).outputs if self.replies else None
+        signature = self._build.signature
         problem = self._build.problem_with(row, server, reply.model_version) or signature.problem_with(
-            row, reply.outputs, self.request.batch, accepted
+            row, reply.outputs, self.request.batch, self._accepted
         )
         if problem:
             return f"server {server.address}, model {signature.members[row]!r}: {problem}"
+        self._accepted = reply.outputs
         self.replies[row] = reply
         self.latency_s[row] = now - self.request.started
         return ""

@@ -237,5 +237,8 @@ def _arrays(response: Any, names: Sequence[str]) -> Outputs:
     contents = response.raw_output_contents
     for place, tensor in enumerate(response.outputs):
         if tensor.name in names:
-            found[tensor.name] = np.frombuffer(contents[place], DTYPES[tensor.datatype]).reshape(tuple(tensor.shape))
+            content = contents[place]
+            array = found[tensor.name] = np.ndarray(tuple(tensor.shape), DTYPES[tensor.datatype], content)
+            if array.nbytes != len(content):
+                raise ValueError(f"{len(content)} bytes for the output {tensor.name!r} of shape {array.shape}")
     return found
