@@ -14,7 +14,7 @@ from coin_export.encode.affine import calls_of, observing
 from coin_export.encode.teachers import Inputs, batches_of, select
 from coin_export.model.signature import Original
 
-BatchNormPolicy: TypeAlias = Literal["auto", "average", "estimate"]
+BatchNormPolicy: TypeAlias = Literal["auto", "average", "estimate", "fold"]
 _BATCH = 128
 
 

@@ -117,7 +117,8 @@ class RefineOptions(BaseModel):
     batch_norm: BatchNormPolicy = Field(
         default="auto",
         description="Running statistics of BatchNorm: averaged over the originals (average), those of the coded "
-        "model's own features on the calibration inputs (estimate), or whichever decodes better (auto).",
+        "model's own features on the calibration inputs (estimate), folded into the layer before it in all originals "
+        "first (fold), or whichever decodes best (auto).",
     )
     held_out: float = Field(
         default=0.05,

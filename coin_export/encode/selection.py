@@ -19,6 +19,7 @@ from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.criterion import Criterion, finite
 from coin_export.encode.encoding import Encoding, StateDict
+from coin_export.encode.folding import fold
 from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.encode.regress import RegressOptions, regress
 from coin_export.encode.teachers import (
@@ -127,8 +128,8 @@ def best_closed_forms(
     """Make closed forms with their default options, and choose in each family; Fisher statistics are computed once.
 
     ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
-    originals, each closed form is tried with averaged and with estimated ones, or as ``batch_norm`` says. Of equals,
-    the first is taken.
+    originals, each closed form is tried with averaged ones, with estimated ones, and with BatchNorm folded into the
+    layer before it, or as ``batch_norm`` says. Of equals, the first is taken.
 
     Returns:
         The best of each family; families without finite outputs are left out.
@@ -139,32 +140,11 @@ def best_closed_forms(
     """
     found: list[Choice] = []
     failure: NonFiniteError | None = None
-    inputs = working_inputs(calibration)
-
-    def best(names: Sequence[ClosedForm], statistics: Path) -> Choice:
-        errors: dict[str, float] = {}
-        choice = Choice("", [], errors)
-        for name in names:
-            encodings = [_CLOSED_FORMS[name](originals, row, calibration, statistics) for row in code.parities]
-            for encoding in encodings:
-                held_out.teachers.passes.add(encoding.cost)
-            modules = [working_copy(originals[0], encoding.state_dict) for encoding in encodings]
-            for title in _with_statistics(name, modules, originals, inputs, batch_norm):
-                least = min(errors.values(), default=math.inf)
-                errors[title] = held_out.error(modules)
-                if errors[title] < least:
-                    choice = Choice(title, [finished_state(module, originals[0]) for module in modules], errors)
-        if not choice.states:
-            raise NonFiniteError(
-                f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
-                "check the originals on the calibration inputs"
-            )
-        return choice
-
     with tempfile.TemporaryDirectory(prefix="coin_export_statistics_") as folder:
+        trials = _Trials(originals, code, calibration, batch_norm, cache or Path(folder), held_out)
         for family in families:
             try:
-                found.append(best(family, cache or Path(folder)))
+                found.append(trials.best(family))
             except NonFiniteError as error:
                 failure = error
     if failure is not None and not found:
@@ -172,17 +152,65 @@ def best_closed_forms(
     return found
 
 
-def _with_statistics(
-    name: str,
-    modules: Sequence[torch.nn.Module],
-    originals: Sequence[Original],
-    inputs: Inputs,
-    batch_norm: BatchNormPolicy,
-) -> Iterator[str]:
-    """Yield a name for each way to treat BatchNorm, while the modules are treated so."""
-    if batch_norm != "estimate":
-        yield name
-    if batch_norm != "average":
-        estimated = [estimate_statistics(module, originals, inputs) for module in modules]
-        if batch_norm == "estimate" or any(estimated):
-            yield f"{name}, BatchNorm estimated" if any(estimated) else name
+class _Trials:
+    """Makes closed forms, and asks the held-out inputs which is best; for the arguments see `best_closed_forms`."""
+
+    def __init__(
+        self,
+        originals: Sequence[Original],
+        code: LinearCode,
+        calibration: CalibrationInputs,
+        batch_norm: BatchNormPolicy,
+        statistics: Path,
+        held_out: HeldOut,
+    ) -> None:
+        self._originals = originals
+        self._code = code
+        self._calibration = calibration
+        self._batch_norm = batch_norm
+        self._statistics = statistics
+        self._held_out = held_out
+        self._inputs = working_inputs(calibration)
+        self._folded = fold(originals, self._inputs) if batch_norm in ("auto", "fold") else []
+
+    def best(self, names: Sequence[ClosedForm]) -> Choice:
+        """Return the best of these.
+
+        Raises:
+            NonFiniteError: if none has finite outputs.
+        """
+        errors: dict[str, float] = {}
+        choice = Choice("", [], errors)
+        for name in names:
+            for title, modules in self._variants(name):
+                least = min(errors.values(), default=math.inf)
+                errors[title] = self._held_out.error(modules)
+                if errors[title] < least:
+                    choice = Choice(title, [finished_state(module, self._originals[0]) for module in modules], errors)
+        if not choice.states:
+            raise NonFiniteError(
+                f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
+                "check the originals on the calibration inputs"
+            )
+        return choice
+
+    def _variants(self, name: ClosedForm) -> Iterator[tuple[str, Sequence[torch.nn.Module]]]:
+        """Yield a closed form with each way to treat BatchNorm; good until the next one."""
+        policy = self._batch_norm
+        if policy != "fold" or not self._folded:
+            modules = self._encode(name, self._originals)
+            if policy != "estimate":
+                yield name, modules
+            if policy in ("auto", "estimate"):
+                estimated = [estimate_statistics(module, self._originals, self._inputs) for module in modules]
+                if policy == "estimate" or any(estimated):
+                    yield f"{name}, BatchNorm estimated" if any(estimated) else name, modules
+        if self._folded:
+            yield f"{name}, BatchNorm folded", self._encode(name, self._folded)
+
+    def _encode(self, name: ClosedForm, models: Sequence[Original]) -> list[torch.nn.Module]:
+        encode = _CLOSED_FORMS[name]
+        encodings = [encode(models, row, self._calibration, self._statistics) for row in self._code.parities]
+        for encoding in encodings:
+            self._held_out.teachers.passes.add(encoding.cost)
+        return [working_copy(self._originals[0], encoding.state_dict) for encoding in encodings]

@@ -50,18 +50,26 @@ def test_statistics_that_all_originals_share_are_left_alone() -> None:
 
 def test_the_policy_says_what_is_tried() -> None:
     originals, points = trio("batch_norm"), CASES["batch_norm"].calibration()
+    for original, shift in zip(originals, (0.1, 0.2, 0.3), strict=True):  # as after training
+        with torch.no_grad():
+            original.module.get_parameter("1.weight").add_(shift)
+            original.module.get_parameter("1.bias").add_(shift)
 
     def tried(**options: object) -> list[str]:
         chosen = AutoOptions.model_validate({"candidates": ("average", "coin"), **options})
         return list(encode(originals, BETA, points, chosen).notes["held_out_errors"])
 
-    assert tried(batch_norm="average") == ["average", "coin"]
-    assert tried(batch_norm="estimate") == ["average, BatchNorm estimated", "coin, BatchNorm estimated"]
-    assert tried() == ["average", "average, BatchNorm estimated", "coin", "coin, BatchNorm estimated"]
+    def ways(*endings: str) -> list[str]:
+        return [f"{name}{ending}" for name in ("average", "coin") for ending in endings]
+
+    assert tried(batch_norm="average") == ways("")
+    assert tried(batch_norm="estimate") == ways(", BatchNorm estimated")
+    assert tried(batch_norm="fold") == ways(", BatchNorm folded")
+    assert tried() == ways("", ", BatchNorm estimated", ", BatchNorm folded")
 
 
 def test_networks_without_batch_norm_are_tried_once() -> None:
     points = CASES["mlp"].calibration()
-    for policy in ("auto", "estimate"):
+    for policy in ("auto", "estimate", "fold"):
         options = AutoOptions.model_validate({"candidates": ("average",), "batch_norm": policy})
         assert list(encode(trio("mlp"), BETA, points, options).notes["held_out_errors"]) == ["average"]

@@ -1,0 +1,155 @@
+"""BatchNorm is folded into the layer before it where that changes no answer, and nowhere else."""
+
+import copy
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.average import AverageOptions
+from coin_export.encode.folding import fold
+from coin_export.encode.registry import encode
+from coin_export.encode.teachers import working_copy, working_inputs
+from coin_export.model.signature import Original
+from tests.encode.cases import normal_points, originals_of
+
+IMAGES = normal_points(40, 4, 5, 5)
+
+
+def lived_in(module: nn.Module, seed: int) -> nn.Module:
+    """Give every tensor values of its own; variances are positive."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in module.state_dict().items():
+        if name.endswith("running_var"):
+            tensor.uniform_(0.5, 2.0, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(generator=generator)
+    return module
+
+
+def pair_of(make: Callable[[], nn.Module]) -> list[Original]:
+    return originals_of(*(lived_in(make(), seed) for seed in (1, 2)), calibration=IMAGES)
+
+
+def plain() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten())
+
+
+def grouped() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 6, 2, groups=2, bias=False), nn.BatchNorm2d(6), nn.Flatten())
+
+
+def without_scale() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3, affine=False), nn.Flatten())
+
+
+def linear() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(100, 5), nn.BatchNorm1d(5), nn.Tanh())
+
+
+class UsedTwice(nn.Module):
+    """The convolution's output goes elsewhere, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 3, 3)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps: torch.Tensor = self.layer(images)
+        return torch.flatten(self.norm(maps) + maps, 1)
+
+
+class CalledTwice(nn.Module):
+    """One convolution, two calls of it, and one BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.flatten(self.layer(torch.relu(self.norm(self.layer(images)))), 1)
+
+
+class OtherChannels(nn.Module):
+    """The linear layer's features are not the channels that BatchNorm normalises, though there are as many."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(25, 4)
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.flatten(self.norm(self.layer(images.flatten(2))), 1)
+
+
+@pytest.mark.parametrize("make", [plain, grouped, without_scale, linear])
+def test_folded_originals_answer_as_before_and_their_batch_norm_only_shifts(make: Callable[[], nn.Module]) -> None:
+    originals, inputs = pair_of(make), working_inputs(IMAGES)
+    before = [copy.deepcopy(original.module.state_dict()) for original in originals]
+    folded = fold(originals, inputs)
+    assert [original.name for original in folded] == [original.name for original in originals]
+    for original, same, state in zip(originals, folded, before, strict=True):
+        torch.testing.assert_close(same.module(*inputs.values()), original.module(*inputs.values()))
+        (norm,) = (layer for layer in same.module.children() if isinstance(layer, nn.modules.batchnorm._BatchNorm))
+        assert norm.running_var is not None
+        torch.testing.assert_close(norm.running_var + norm.eps, torch.ones_like(norm.running_var))
+        if norm.affine:
+            assert torch.equal(norm.weight, torch.ones_like(norm.weight))
+        assert all(torch.equal(tensor, state[name]) for name, tensor in original.module.state_dict().items())
+
+
+@pytest.mark.parametrize("make", [UsedTwice, CalledTwice, OtherChannels])
+def test_what_folding_would_change_is_not_folded(make: Callable[[], nn.Module]) -> None:
+    assert fold(pair_of(make), working_inputs(IMAGES)) == []
+
+
+def test_a_layer_that_shares_a_tensor_with_all_originals_is_left_alone() -> None:
+    """Of two layers, one of a shared backbone."""
+
+    def make() -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(4, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2), nn.Flatten()
+        )
+
+    one, other = pair_of(make)
+    other.module.get_parameter("0.weight").data = one.module.get_parameter("0.weight").data.clone()
+    folded = fold([one, other], working_inputs(IMAGES))
+    for original, same in zip([one, other], folded, strict=True):
+        before, after = original.module.state_dict(), same.module.state_dict()
+        assert [name for name in before if not torch.equal(before[name], after[name])] == [
+            *("3.weight", "3.bias", "4.weight", "4.bias", "4.running_mean", "4.running_var")
+        ]
+
+
+def test_half_precision_is_folded_in_single() -> None:
+    half = CalibrationInputs({name: array.astype(np.float16) for name, array in IMAGES.arrays.items()})
+    originals = originals_of(*(lived_in(plain(), seed).half() for seed in (1, 2)), calibration=half)
+    folded = fold(originals, working_inputs(half))
+    assert {tensor.dtype for original in folded for tensor in original.module.parameters()} == {torch.float32}
+    assert {tensor.dtype for original in originals for tensor in original.module.parameters()} == {torch.float16}
+
+
+def test_two_ways_to_write_nearly_one_network_average_to_it_once_folded() -> None:
+    """The second original has its convolution twice as large, and its BatchNorm undoes that."""
+    one = lived_in(plain(), 1)
+    other = copy.deepcopy(one)
+    with torch.no_grad():
+        factors = {"0.weight": 2.0, "0.bias": 2.0, "1.running_mean": 2.0, "1.running_var": 9.0, "1.weight": 1.5}
+        for name, factor in factors.items():
+            other.state_dict()[name].mul_(factor)
+        other.get_parameter("1.bias").add_(1e-4)  # what is the same in both would be left alone
+    originals, inputs = originals_of(one, other, calibration=IMAGES), working_inputs(IMAGES)
+
+    def miss(models: list[Original]) -> float:
+        state = encode(models, [0.5, 0.5], IMAGES, AverageOptions()).state_dict
+        expected = one(*inputs.values())
+        return float((working_copy(models[0], state)(*inputs.values()) - expected).abs().max() / expected.abs().max())
+
+    with torch.no_grad():
+        assert miss(originals) > 0.05
+        assert miss(fold(originals, inputs)) < 1e-3
