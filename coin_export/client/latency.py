@@ -21,8 +21,8 @@ _REFRESH_TYPICAL = 1 / 8  # share of the window after which that of the typical 
 class Latencies:
     """A window over the last latencies; quantiles are exact up to the latest few additions.
 
-    Adding costs a fraction of a microsecond; a quantile costs a look into a dict, and every 32 additions a
-    selection among the window's values.
+    Adding costs a fraction of a microsecond; a quantile costs a look into a dict, and once in 32 additions or more
+    a selection among the window's values.
     """
 
     def __init__(self) -> None:
@@ -31,8 +31,9 @@ class Latencies:
         self._rows = np.zeros(CAPACITY, dtype=np.intp)
         self._count = 0
         self._found: dict[tuple[float, int], float] = {}
+        self._found_ends = 0  # the count at which these are out of date
         self._typical: dict[tuple[float, int], float | None] = {}
-        self._typical_ends = 0  # the count at which these are out of date
+        self._typical_ends = 0
 
     def add(self, seconds: float, row: int | None = None) -> None:
         """Take in one more, in place of the oldest.
@@ -89,7 +90,9 @@ class Latencies:
         self._ring[places], self._rows[places] = zip(*self._fresh, strict=True)
         self._count += len(self._fresh)
         self._fresh.clear()
-        self._found.clear()
+        if self._count >= self._found_ends:
+            self._found.clear()
+            self._found_ends = self._count + _REFRESH
         if self._count >= self._typical_ends:
             self._typical.clear()
             self._typical_ends = self._count + max(_REFRESH, int(_REFRESH_TYPICAL * min(self._count, CAPACITY)))

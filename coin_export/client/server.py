@@ -243,7 +243,7 @@ class Server:
 
     def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
         on_end = self._calls.pop(task)
-        makes_room = bool(self._abandoned) and self._end_abandoned(task)
+        makes_room = bool(self._abandoned) and self._makes_room(task)
         cancelled = isinstance(error, asyncio.CancelledError)
         if task is self._look_up:
             self._look_up = None
@@ -256,7 +256,7 @@ class Server:
         if on_end is not None:
             on_end(result, error)
 
-    def _end_abandoned(self, task: Task) -> bool:
+    def _makes_room(self, task: Task) -> bool:
         """Take note that a call has ended, abandoned or not; tell whether there is room again."""
         had_room = self.has_room
         self._abandoned.discard(task)

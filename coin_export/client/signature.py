@@ -129,7 +129,7 @@ class Signature:
 
 
 def _all_finite(array: Array) -> bool:
-    # A sum is known in half the time; but it may overflow by itself.
+    # A sum, of many numbers one of squares except in half precision, is known in half the time; but it may overflow.
     if array.size <= _FEW:
         quick = sum(array.ravel().tolist())
     else:

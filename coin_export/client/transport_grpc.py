@@ -237,8 +237,10 @@ def _arrays(response: Any, names: Sequence[str]) -> Outputs:
     contents = response.raw_output_contents
     for place, tensor in enumerate(response.outputs):
         if tensor.name in names:
-            content = contents[place]
-            array = found[tensor.name] = np.ndarray(tuple(tensor.shape), DTYPES[tensor.datatype], content)
+            content, dtype = contents[place], DTYPES[tensor.datatype]
+            if dtype.hasobject:  # numpy would take the bytes for pointers
+                raise ValueError(f"the output {tensor.name!r} is {tensor.datatype}")
+            array = found[tensor.name] = np.ndarray(tuple(tensor.shape), dtype, content)
             if array.nbytes != len(content):
                 raise ValueError(f"{len(content)} bytes for the output {tensor.name!r} of shape {array.shape}")
     return found

@@ -7,8 +7,10 @@ is that of the product. Folded, the convolution holds the product, and BatchNorm
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import nn
@@ -24,70 +26,87 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _FEW = 16  # points on which the folded originals must answer as before
 _TOLERANCE = 1e-3  # of the largest output
 
+_Pair: TypeAlias = tuple[str, str]
+"""Names of a layer and of the BatchNorm that its output goes to."""
+
 
 def fold(originals: Sequence[Original], inputs: Inputs) -> list[Original]:
     """Fold BatchNorm in copies of the originals, in float32 if theirs is half precision.
 
-    Left as they are: layers that are called more than once or whose weight is tied, and those that share a tensor
-    with all other originals, as in a shared backbone.
+    Only linear layers on vectors and convolutions are folded, and only if the BatchNorm is all that uses their output.
+    Layers that are called more than once, whose weight is tied, or that share a tensor of theirs or of their
+    BatchNorm's with all other originals, as in a shared backbone, stay as they are.
 
     Returns:
-        Originals that answer as these do; empty if nothing can be folded, or something else than BatchNorm uses what
-        is folded, so that they would not.
+        Originals that answer as these do; empty if nothing can be folded.
     """
-    if not any(_tracks(layer) for layer in originals[0].module.modules()):
+    if not any(_has_statistics(layer) for layer in originals[0].module.modules()):
         return []
     modules = [working_copy(original, original.module.state_dict()) for original in originals]
-    pairs = [pair for pair in _pairs(modules[0], inputs) if not _share_a_tensor(modules, pair)]
-    if not pairs:
-        return []
-    folded = []
+    names = [spec.name for spec in originals[0].signature.outputs]
     few = select(inputs, slice(0, _FEW))
-    for original, module in zip(originals, modules, strict=True):
-        before = _answers(original, module, few)
-        for layer, norm in pairs:
-            _fold(module.get_submodule(layer), module.get_submodule(norm))
-        if not _equal(before, _answers(original, module, few)):
-            return []
-        folded.append(Original(original.name, module, original.signature))
-    return folded
+
+    def answers() -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [answer for module in modules for answer in call(module, few, names).values()]
+
+    expected = answers()
+    folded = [
+        pair
+        for pair in _pairs(modules[0], inputs)
+        if not _share_a_tensor(modules, pair) and _folds(modules, pair, lambda: _equal(expected, answers()))
+    ]
+    if not folded:
+        return []
+    return [Original(one.name, module, one.signature) for one, module in zip(originals, modules, strict=True)]
 
 
-def _pairs(module: nn.Module, inputs: Inputs) -> list[tuple[str, str]]:
-    """Find the layers whose output goes to a BatchNorm; each by its name, together with that of the BatchNorm."""
+def _folds(modules: Sequence[nn.Module], pair: _Pair, same: Callable[[], bool]) -> bool:
+    """Fold a pair in all modules; or, if they do not answer the same then, in none."""
+    parts = [module.get_submodule(name) for module in modules for name in pair]
+    before = [copy.deepcopy(part.state_dict()) for part in parts]
+    for layer, norm in zip(parts[::2], parts[1::2], strict=True):
+        _fold(layer, norm)
+    if same():
+        return True
+    for part, state in zip(parts, before, strict=True):
+        part.load_state_dict(state)
+    return False
+
+
+def _has_statistics(layer: nn.Module) -> bool:
+    return type(layer) in _NORMS and layer.running_mean is not None
+
+
+def _pairs(module: nn.Module, inputs: Inputs) -> list[_Pair]:
+    """Find what may be folded; whether something else uses the layer's output, too, shows in the answers."""
     layers = {name: layer for name, layer in module.named_modules() if type(layer) in _LAYERS}
-    norms = {name for name, layer in module.named_modules() if _tracks(layer)}
+    norms = {name for name, layer in module.named_modules() if _has_statistics(layer)}
     outputs: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that no other takes its identity
     calls: Counter[str] = Counter()
-    found: list[tuple[str, str]] = []
+    found: list[_Pair] = []
 
     def observe(name: str, given: torch.Tensor, output: torch.Tensor) -> None:
         calls[name] += 1
         if name in layers:
             outputs[id(output)] = name, output
-        elif id(given) in outputs and (type(layers[outputs[id(given)][0]]) is not nn.Linear or given.ndim == 2):
-            found.append((outputs[id(given)][0], name))
+        elif name in norms and id(given) in outputs:
+            layer = outputs[id(given)][0]
+            if type(layers[layer]) is not nn.Linear or given.ndim == 2:
+                found.append((layer, name))
 
     with torch.no_grad(), observing(module, norms.union(layers), observe):
         module(*select(inputs, slice(0, 1)).values())
-    tied = Counter(first_names(module).values())
-    return [
-        (layer, norm)
-        for layer, norm in found
-        if calls[layer] == calls[norm] == 1 and tied[f"{layer}.weight".lstrip(".")] == 1
-    ]
+    uses = Counter(first_names(module).values())
+    return [(layer, norm) for layer, norm in found if calls[layer] == calls[norm] == 1 and uses[f"{layer}.weight"] == 1]
 
 
-def _tracks(layer: nn.Module) -> bool:
-    return type(layer) in _NORMS and layer.running_mean is not None
-
-
-def _share_a_tensor(modules: Sequence[nn.Module], pair: tuple[str, str]) -> bool:
+def _share_a_tensor(modules: Sequence[nn.Module], pair: _Pair) -> bool:
     first, *others = [_tensors(module, pair) for module in modules]
     return any(all(torch.equal(tensor, other[name]) for other in others) for name, tensor in first.items())
 
 
-def _tensors(module: nn.Module, pair: tuple[str, str]) -> dict[tuple[str, str], torch.Tensor]:
+def _tensors(module: nn.Module, pair: _Pair) -> dict[tuple[str, str], torch.Tensor]:
     return {
         (name, key): tensor
         for name in pair
@@ -101,8 +120,9 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
         scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.affine:
+        if norm.weight is not None:
             scale *= norm.weight.double()
+            norm.weight.fill_(1.0)
         shift = -norm.running_mean.double() * scale
         if layer.bias is not None:
             shift += layer.bias.double() * scale
@@ -110,16 +130,10 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
         layer.weight.copy_(layer.weight.double() * scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
         norm.running_mean.zero_()
         norm.running_var.fill_(1.0 - norm.eps)
-        if norm.affine:
-            norm.weight.fill_(1.0)
+        if norm.bias is not None:
             norm.bias.add_(shift)
         else:
             norm.running_mean.sub_(shift)
-
-
-def _answers(original: Original, module: nn.Module, inputs: Inputs) -> list[torch.Tensor]:
-    with torch.no_grad():
-        return list(call(module, inputs, [spec.name for spec in original.signature.outputs]).values())
 
 
 def _equal(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:

@@ -74,8 +74,8 @@ def regress(
     """Regress layer after layer; see `Encoder`.
 
     Regressed are linear layers, convolutions, the projections of self-attention, and scale and shift of normalisation
-    layers. Weights shared by several layers, weights that are equal in all originals, and everything else stay as the
-    start gives them.
+    layers. Weights shared by several layers, weights or biases that are equal in all originals, and everything else
+    stay as the start gives them.
 
     Raises:
         CoinExportError: as `coin`.
@@ -110,7 +110,8 @@ def regress_layers(
         kind = kind_of(layer)
         if kind is not None:
             normal = _normal_equations(kind, name, calls, coded, models, coefficients, batches)
-            _move(layer, kind, *normal, options.ridge, _differs(name, kind.bias, models))
+            moves = _differs(name, kind.weight, models), _differs(name, kind.bias, models)
+            _move(layer, kind, *normal, options.ridge, *moves)
     return list(layers)
 
 
@@ -122,7 +123,7 @@ def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, hea
         for name, layer in coded.named_modules()
         if (kind := kind_of(layer)) is not None
         and uses[id(getattr(layer, kind.weight))] == 1
-        and _differs(name, kind.weight, models)
+        and (_differs(name, kind.weight, models) or _differs(name, kind.bias, models))
     }
     calls: Counter[str] = Counter()
     outputs: dict[str, torch.Tensor] = {}  # kept, since memory that is freed is used again
@@ -202,20 +203,21 @@ def _move(
     cross: torch.Tensor,
     rows: int,
     ridge: float,
+    with_weight: bool,
     with_bias: bool,
 ) -> None:
-    """Solve for the change of weight and bias, and make it."""
+    """Solve for the change of weight, bias or both, and make it."""
     features = gram.shape[-1] - 1
-    size = features + with_bias
-    gram, cross = gram[:, :size, :size], cross[:, :size]
     scale = gram.diagonal(dim1=1, dim2=2)[:, :features].mean(-1)
-    diagonal = (ridge * scale).clamp_min(torch.finfo(torch.float32).tiny)[:, None].expand(-1, size).clone()
-    if with_bias:
-        diagonal[:, features] = ridge * rows
-    change = torch.linalg.solve(gram + torch.diag_embed(diagonal), cross)
+    diagonal = (ridge * scale).clamp_min(torch.finfo(torch.float32).tiny)[:, None].expand(-1, features + 1).clone()
+    diagonal[:, features] = ridge * rows
+    kept = slice(0 if with_weight else features, features + with_bias)
+    change = torch.zeros_like(cross)
+    change[:, kept] = torch.linalg.solve((gram + torch.diag_embed(diagonal))[:, kept, kept], cross[:, kept])
     with torch.no_grad():
-        weight = getattr(layer, kind.weight)
-        weight += change[:, :features].transpose(1, 2).reshape(weight.shape).to(weight.dtype)
+        if with_weight:
+            weight = getattr(layer, kind.weight)
+            weight += change[:, :features].transpose(1, 2).reshape(weight.shape).to(weight.dtype)
         if with_bias:
             bias = getattr(layer, kind.bias)
             bias += change[:, features].reshape(bias.shape).to(bias.dtype)

@@ -125,11 +125,12 @@ def best_closed_forms(
     cache: Path | None,
     held_out: HeldOut,
 ) -> list[Choice]:
-    """Make closed forms with their default options, and choose in each family; Fisher statistics are computed once.
+    """Make closed forms with their default options, and choose in each family.
 
     ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
-    originals, each closed form is tried with averaged ones, with estimated ones, and with BatchNorm folded into the
-    layer before it, or as ``batch_norm`` says. Of equals, the first is taken.
+    originals, each closed form is tried with averaged and with estimated ones; where it can be folded into the layer
+    before it (see `fold`), so, too; or as ``batch_norm`` says. Of equals, the first is taken. Fisher statistics are
+    computed once for the originals, and once for the folded ones.
 
     Returns:
         The best of each family; families without finite outputs are left out.

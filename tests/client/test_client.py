@@ -113,10 +113,12 @@ async def test_an_unusable_answer_counts_as_an_erasure_and_is_decoded_without_gr
         np.testing.assert_allclose(answers["a"].outputs["logits"], truth("a"), rtol=1e-4)
 
 
-async def test_a_tensor_whose_bytes_do_not_fit_its_shape_counts_as_an_erasure() -> None:
+@pytest.mark.parametrize("content", [b"\x01\x02\x03", bytes(4 * 2 * CLASSES + 4)], ids=["too few", "too many"])
+@pytest.mark.parametrize("datatype", ["FP32", "BYTES"])
+async def test_a_tensor_whose_bytes_do_not_fit_its_shape_counts_as_an_erasure(content: bytes, datatype: str) -> None:
     servers = one_each(GROUP)
-    garbage = response_of(np.zeros((2, CLASSES), np.float32))
-    garbage.raw_output_contents[0] = b"\x01\x02\x03"
+    garbage = response_of(np.zeros((2, CLASSES), np.float32), datatype)
+    garbage.raw_output_contents[0] = content
     servers[0].reply = replying(garbage)
     async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT) as client:
         assert (await client.infer({"input": BATCH}))["a"].source is Source.DECODED

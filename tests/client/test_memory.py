@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coin_export.client import AfterDelay, AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, Budget, Policy
+from coin_export.client import AfterDelay, AfterGrace, AfterQuantile, AsSoonAsDecodable, AtOnce, Budget, Policy, latency
 from coin_export.client.budget import TokenBucket
 from coin_export.client.gather import Finish, Gather, Send
 from coin_export.client.latency import CAPACITY, Latencies
@@ -63,6 +64,22 @@ def test_a_quantile_is_found_anew_as_latencies_change() -> None:
     for _ in range(32):
         recent.add(2.0)
     assert recent.quantile(0.5, 32) == 2.0
+
+
+def test_quantiles_of_several_kinds_are_each_found_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, ranked = [], latency._ranked
+
+    def counted(values: np.ndarray[Any, np.dtype[np.float64]], q: float) -> float:
+        found.append(q)
+        return ranked(values, q)
+
+    monkeypatch.setattr(latency, "_ranked", counted)
+    recent = Latencies()
+    for value in range(20, 660):
+        recent.quantile(0.5)
+        recent.add(float(value))
+        recent.quantile(0.9, 100)
+    assert len(found) <= 2 * (640 / 32 + 1)
 
 
 @pytest.mark.parametrize(
