@@ -2,7 +2,9 @@
 
 A convolution and the BatchNorm after it compute gamma (W x + b - mean) / sqrt(var + eps) + beta. What counts is the
 product of gamma / sqrt(var + eps) and W; originals may split it differently between the two, and then neither average
-is that of the product. Folded, the convolution holds the product, and BatchNorm does nothing but add a bias.
+is that of the product. Folded, the convolution holds the product, and BatchNorm does nothing but add a bias. What was
+made of folded originals is unfolded again, so that its weights are of the size that the originals' are: a descent that
+goes on from there, with rates that suit such weights, is much worse otherwise.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -30,7 +33,29 @@ _Pair: TypeAlias = tuple[str, str]
 """Names of a layer and of the BatchNorm that its output goes to."""
 
 
-def fold(originals: Sequence[Original], inputs: Inputs) -> list[Original]:
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """Originals whose BatchNorm is folded, and how it was before.
+
+    Attributes:
+        originals: answer as those that they were made of.
+    """
+
+    originals: Sequence[Original]
+    _pairs: Sequence[_Pair]
+    _before: Sequence[nn.Module]
+
+    def unfold(self, module: nn.Module) -> None:
+        """Give a combination of the folded originals their mean statistics and scale, in place; it answers as before.
+
+        The scale is the root of the mean square, lest scales of opposite signs cancel.
+        """
+        for pair in self._pairs:
+            layer, norm = (module.get_submodule(name) for name in pair)
+            _unfold(layer, norm, [[one.get_submodule(name) for name in pair] for one in self._before])
+
+
+def fold(originals: Sequence[Original], inputs: Inputs) -> Folded | None:
     """Fold BatchNorm in copies of the originals, in float32 if theirs is half precision.
 
     Only linear layers on vectors and convolutions are folded, and only if the BatchNorm is all that uses their output.
@@ -38,11 +63,11 @@ def fold(originals: Sequence[Original], inputs: Inputs) -> list[Original]:
     BatchNorm's with all other originals, as in a shared backbone, stay as they are.
 
     Returns:
-        Originals that answer as these do; empty if nothing can be folded.
+        The folded originals; None if nothing can be folded.
     """
     if not any(_has_statistics(layer) for layer in originals[0].module.modules()):
-        return []
-    modules = [working_copy(original, original.module.state_dict()) for original in originals]
+        return None
+    modules, before = ([working_copy(one, one.module.state_dict()) for one in originals] for _ in range(2))
     names = [spec.name for spec in originals[0].signature.outputs]
     few = select(inputs, slice(0, _FEW))
 
@@ -57,8 +82,9 @@ def fold(originals: Sequence[Original], inputs: Inputs) -> list[Original]:
         if not _share_a_tensor(modules, pair) and _folds(modules, pair, lambda: _equal(expected, answers()))
     ]
     if not folded:
-        return []
-    return [Original(one.name, module, one.signature) for one, module in zip(originals, modules, strict=True)]
+        return None
+    copies = [Original(one.name, module, one.signature) for one, module in zip(originals, modules, strict=True)]
+    return Folded(copies, folded, before)
 
 
 def _folds(modules: Sequence[nn.Module], pair: _Pair, same: Callable[[], bool]) -> bool:
@@ -119,9 +145,8 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
     assert isinstance(layer, _LAYERS) and isinstance(norm, _NORMS)
     assert norm.running_mean is not None and norm.running_var is not None
     with torch.no_grad():
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        scale = _scale(norm)
         if norm.weight is not None:
-            scale *= norm.weight.double()
             norm.weight.fill_(1.0)
         shift = -norm.running_mean.double() * scale
         if layer.bias is not None:
@@ -134,6 +159,41 @@ def _fold(layer: nn.Module, norm: nn.Module) -> None:
             norm.bias.add_(shift)
         else:
             norm.running_mean.sub_(shift)
+
+
+def _unfold(layer: nn.Module, norm: nn.Module, before: Sequence[Sequence[nn.Module]]) -> None:
+    assert isinstance(layer, _LAYERS) and isinstance(norm, _NORMS)
+    assert norm.running_mean is not None and norm.running_var is not None
+    with torch.no_grad():
+        scale = torch.stack([_scale(one) for _, one in before]).square().mean(0).sqrt()
+        scale = torch.where(scale > 0, scale, 1.0)  # of a channel that is zero in all
+        shift = -norm.running_mean.double() if norm.bias is None else norm.bias.double() - norm.running_mean.double()
+        layer.weight.copy_(layer.weight.double() / scale.reshape(-1, *[1] * (layer.weight.ndim - 1)))
+        if layer.bias is not None:
+            shift += layer.bias.double()
+            layer.bias.copy_(_mean_of("bias", [one for one, _ in before]))
+        if norm.weight is None:
+            norm.running_var.copy_(scale.square().reciprocal() - norm.eps)
+        else:
+            norm.running_var.copy_(_mean_of("running_var", [one for _, one in before]))
+            norm.weight.copy_(scale * (norm.running_var.double() + norm.eps).sqrt())
+        offset = 0.0 if layer.bias is None else layer.bias.double()
+        if norm.bias is None:
+            norm.running_mean.copy_(offset - shift / scale)
+        else:
+            norm.running_mean.copy_(_mean_of("running_mean", [one for _, one in before]))
+            norm.bias.copy_(shift - scale * (offset - norm.running_mean.double()))
+
+
+def _scale(norm: nn.Module) -> torch.Tensor:
+    """Return by what BatchNorm multiplies each channel."""
+    assert isinstance(norm, _NORMS) and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    return scale if norm.weight is None else scale * norm.weight.double()
+
+
+def _mean_of(name: str, layers: Sequence[nn.Module]) -> torch.Tensor:
+    return torch.stack([getattr(layer, name).double() for layer in layers]).mean(0)
 
 
 def _equal(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:

@@ -129,8 +129,8 @@ def best_closed_forms(
 
     ``head`` is the plain average with the last layer regressed. Where BatchNorm's statistics differ between the
     originals, each closed form is tried with averaged and with estimated ones; where it can be folded into the layer
-    before it (see `fold`), so, too; or as ``batch_norm`` says. Of equals, the first is taken. Fisher statistics are
-    computed once for the originals, and once for the folded ones.
+    before it (see `fold`), so, too, but for ``regress``; or as ``batch_norm`` says. Of equals, the first is taken.
+    Fisher statistics are computed once for the originals, and once for the folded ones.
 
     Returns:
         The best of each family; families without finite outputs are left out.
@@ -172,7 +172,7 @@ class _Trials:
         self._statistics = statistics
         self._held_out = held_out
         self._inputs = working_inputs(calibration)
-        self._folded = fold(originals, self._inputs) if batch_norm in ("auto", "fold") else []
+        self._folded = fold(originals, self._inputs) if batch_norm in ("auto", "fold") else None
 
     def best(self, names: Sequence[ClosedForm]) -> Choice:
         """Return the best of these.
@@ -198,7 +198,9 @@ class _Trials:
     def _variants(self, name: ClosedForm) -> Iterator[tuple[str, Sequence[torch.nn.Module]]]:
         """Yield a closed form with each way to treat BatchNorm; good until the next one."""
         policy = self._batch_norm
-        if policy != "fold" or not self._folded:
+        # It fits each layer by itself, however the originals split its weights.
+        folded = None if name == "regress" else self._folded
+        if policy != "fold" or folded is None:
             modules = self._encode(name, self._originals)
             if policy != "estimate":
                 yield name, modules
@@ -206,8 +208,11 @@ class _Trials:
                 estimated = [estimate_statistics(module, self._originals, self._inputs) for module in modules]
                 if policy == "estimate" or any(estimated):
                     yield f"{name}, BatchNorm estimated" if any(estimated) else name, modules
-        if self._folded:
-            yield f"{name}, BatchNorm folded", self._encode(name, self._folded)
+        if folded is not None:
+            modules = self._encode(name, folded.originals)
+            for module in modules:
+                folded.unfold(module)
+            yield f"{name}, BatchNorm folded", modules
 
     def _encode(self, name: ClosedForm, models: Sequence[Original]) -> list[torch.nn.Module]:
         encode = _CLOSED_FORMS[name]
