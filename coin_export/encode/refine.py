@@ -87,7 +87,7 @@ class RefineOptions(BaseModel):
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
-        default=(1e-3, 3e-4, 3e-3),
+        default=(1e-3, 3e-4),
         min_length=1,
         description="Tried in short runs; the best is used. All starts are compared at the first one.",
     )
