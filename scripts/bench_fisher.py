@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from backpack import backpack, extend  # type: ignore[import-untyped]  # ships no type information
-from backpack.extensions import SumGradSquared  # type: ignore[import-untyped]
+from backpack.extensions import SumGradSquared  # type: ignore[import-untyped]  # as above
 from rich.console import Console
 from rich.table import Table
 from torch import nn

@@ -43,7 +43,7 @@ class Folded:
 
     originals: Sequence[Original]
     _pairs: Sequence[_Pair]
-    _before: Sequence[nn.Module]
+    _before: Sequence[Original]
 
     def unfold(self, module: nn.Module) -> None:
         """Give a combination of the folded originals their mean statistics and scale, in place; it answers as before.
@@ -52,7 +52,7 @@ class Folded:
         """
         for pair in self._pairs:
             layer, norm = (module.get_submodule(name) for name in pair)
-            _unfold(layer, norm, [[one.get_submodule(name) for name in pair] for one in self._before])
+            _unfold(layer, norm, [[one.module.get_submodule(name) for name in pair] for one in self._before])
 
 
 def fold(originals: Sequence[Original], inputs: Inputs) -> Folded | None:
@@ -67,7 +67,7 @@ def fold(originals: Sequence[Original], inputs: Inputs) -> Folded | None:
     """
     if not any(_has_statistics(layer) for layer in originals[0].module.modules()):
         return None
-    modules, before = ([working_copy(one, one.module.state_dict()) for one in originals] for _ in range(2))
+    modules = [working_copy(original, original.module.state_dict()) for original in originals]
     names = [spec.name for spec in originals[0].signature.outputs]
     few = select(inputs, slice(0, _FEW))
 
@@ -84,7 +84,7 @@ def fold(originals: Sequence[Original], inputs: Inputs) -> Folded | None:
     if not folded:
         return None
     copies = [Original(one.name, module, one.signature) for one, module in zip(originals, modules, strict=True)]
-    return Folded(copies, folded, before)
+    return Folded(copies, folded, originals)
 
 
 def _folds(modules: Sequence[nn.Module], pair: _Pair, same: Callable[[], bool]) -> bool:

@@ -6,6 +6,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,7 +20,7 @@ from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
 from coin_export.encode.coin import CoinOptions, coin
 from coin_export.encode.criterion import Criterion, finite
 from coin_export.encode.encoding import Encoding, StateDict
-from coin_export.encode.folding import fold
+from coin_export.encode.folding import Folded, fold
 from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.encode.regress import RegressOptions, regress
 from coin_export.encode.teachers import (
@@ -153,26 +154,24 @@ def best_closed_forms(
     return found
 
 
+@dataclass(frozen=True, eq=False)
 class _Trials:
-    """Makes closed forms, and asks the held-out inputs which is best; for the arguments see `best_closed_forms`."""
+    """Makes closed forms, and asks the held-out inputs which is best; see `best_closed_forms`."""
 
-    def __init__(
-        self,
-        originals: Sequence[Original],
-        code: LinearCode,
-        calibration: CalibrationInputs,
-        batch_norm: BatchNormPolicy,
-        statistics: Path,
-        held_out: HeldOut,
-    ) -> None:
-        self._originals = originals
-        self._code = code
-        self._calibration = calibration
-        self._batch_norm = batch_norm
-        self._statistics = statistics
-        self._held_out = held_out
-        self._inputs = working_inputs(calibration)
-        self._folded = fold(originals, self._inputs) if batch_norm in ("auto", "fold") else None
+    originals: Sequence[Original]
+    code: LinearCode
+    calibration: CalibrationInputs
+    batch_norm: BatchNormPolicy
+    statistics: Path
+    held_out: HeldOut
+
+    @cached_property
+    def _inputs(self) -> Inputs:
+        return working_inputs(self.calibration)
+
+    @cached_property
+    def _folded(self) -> Folded | None:
+        return fold(self.originals, self._inputs) if self.batch_norm in ("auto", "fold") else None
 
     def best(self, names: Sequence[ClosedForm]) -> Choice:
         """Return the best of these.
@@ -185,9 +184,9 @@ class _Trials:
         for name in names:
             for title, modules in self._variants(name):
                 least = min(errors.values(), default=math.inf)
-                errors[title] = self._held_out.error(modules)
+                errors[title] = self.held_out.error(modules)
                 if errors[title] < least:
-                    choice = Choice(title, [finished_state(module, self._originals[0]) for module in modules], errors)
+                    choice = Choice(title, [finished_state(module, self.originals[0]) for module in modules], errors)
         if not choice.states:
             raise NonFiniteError(
                 f"outputs hold NaN or infinity for all of {', '.join(errors)}; "
@@ -197,15 +196,15 @@ class _Trials:
 
     def _variants(self, name: ClosedForm) -> Iterator[tuple[str, Sequence[torch.nn.Module]]]:
         """Yield a closed form with each way to treat BatchNorm; good until the next one."""
-        policy = self._batch_norm
+        policy = self.batch_norm
         # It fits each layer by itself, however the originals split its weights.
         folded = None if name == "regress" else self._folded
         if policy != "fold" or folded is None:
-            modules = self._encode(name, self._originals)
+            modules = self._encode(name, self.originals)
             if policy != "estimate":
                 yield name, modules
             if policy in ("auto", "estimate"):
-                estimated = [estimate_statistics(module, self._originals, self._inputs) for module in modules]
+                estimated = [estimate_statistics(module, self.originals, self._inputs) for module in modules]
                 if policy == "estimate" or any(estimated):
                     yield f"{name}, BatchNorm estimated" if any(estimated) else name, modules
         if folded is not None:
@@ -216,7 +215,7 @@ class _Trials:
 
     def _encode(self, name: ClosedForm, models: Sequence[Original]) -> list[torch.nn.Module]:
         encode = _CLOSED_FORMS[name]
-        encodings = [encode(models, row, self._calibration, self._statistics) for row in self._code.parities]
+        encodings = [encode(models, row, self.calibration, self.statistics) for row in self.code.parities]
         for encoding in encodings:
-            self._held_out.teachers.passes.add(encoding.cost)
-        return [working_copy(self._originals[0], encoding.state_dict) for encoding in encodings]
+            self.held_out.teachers.passes.add(encoding.cost)
+        return [working_copy(self.originals[0], encoding.state_dict) for encoding in encodings]
