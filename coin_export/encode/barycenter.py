@@ -14,7 +14,7 @@ import torch
 
 from coin_export.encode.encoding import StateDict
 from coin_export.model.signature import Original
-from coin_export.model.state import first_names
+from coin_export.model.state import all_equal, first_names
 
 Precisions = Callable[[str], list[torch.Tensor]]
 """From a parameter's first name to W_i of each model: non-negative, of the parameter's shape."""
@@ -53,7 +53,7 @@ def barycenter(
             continue
         tensors = [state[name] for state in states]
         # What all originals share, such as a frozen backbone, stays as it is to the last bit.
-        if not tensors[0].is_floating_point() or all(torch.equal(tensors[0], other) for other in tensors[1:]):
+        if not tensors[0].is_floating_point() or all_equal(tensors):
             combined[name] = tensors[0].clone()
         else:
             weights = precisions(source) if precisions is not None and source in parameters else None
@@ -63,13 +63,13 @@ def barycenter(
 
 def taken_from_first(originals: Sequence[Original]) -> list[str]:
     """Name the tensors that cannot be averaged, differ between the originals, and matter to a model in eval mode."""
-    first, *others = [original.module.state_dict() for original in originals]
+    states = [original.module.state_dict() for original in originals]
     return [
         name
-        for name, tensor in first.items()
+        for name, tensor in states[0].items()
         if not tensor.is_floating_point()
         and not name.endswith("num_batches_tracked")
-        and not all(torch.equal(tensor, other[name]) for other in others)
+        and not all_equal(state[name] for state in states)
     ]
 
 

@@ -29,6 +29,7 @@ from coin_export.errors import ModelError
 from coin_export.fisher.cache import cached_diagonal_fisher
 from coin_export.fisher.options import FisherOptions
 from coin_export.model.signature import Original, name_outputs
+from coin_export.model.state import all_equal
 
 Vector = torch.Tensor
 Product = Callable[[Vector], Vector]
@@ -200,11 +201,11 @@ def _gauss_newton(
 
 
 def _differing(models: Sequence[nn.Module]) -> list[str]:
-    first, *others = [dict(model.named_parameters()) for model in models]
+    own = [dict(model.named_parameters()) for model in models]
     return [
         name
-        for name, parameter in first.items()
-        if parameter.is_floating_point() and any(not torch.equal(parameter, other[name]) for other in others)
+        for name, parameter in own[0].items()
+        if parameter.is_floating_point() and not all_equal(parameters[name] for parameters in own)
     ]
 
 

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from coin_export.encode.affine import calls_of, observing
 from coin_export.encode.teachers import Inputs, batches_of, select
 from coin_export.model.signature import Original
+from coin_export.model.state import all_equal
 
 BatchNormPolicy: TypeAlias = Literal["auto", "average", "estimate", "fold"]
 _BATCH = 128
@@ -57,9 +58,5 @@ def _tracks(layer: nn.Module) -> bool:
 
 
 def _differs(name: str, originals: Sequence[Original]) -> bool:
-    first, *others = [original.module.get_submodule(name) for original in originals]
-    return any(
-        not torch.equal(getattr(first, buffer), getattr(other, buffer))
-        for other in others
-        for buffer in ("running_mean", "running_var")
-    )
+    layers = [original.module.get_submodule(name) for original in originals]
+    return any(not all_equal(getattr(layer, buffer) for layer in layers) for buffer in ("running_mean", "running_var"))

@@ -21,6 +21,7 @@ from coin_export.encode.encoding import Encoding
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.errors import ModelError
 from coin_export.model.signature import Original
+from coin_export.model.state import all_equal
 
 
 class DistillOptions(BaseModel):
@@ -79,9 +80,9 @@ def distill(
 
 def _with_what_is_shared(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:
     """Put back what is equal in all originals; BatchNorm with shared statistics follows its batches no more."""
-    first, *others = [original.module.state_dict() for original in originals]
-    shared = {name for name, tensor in first.items() if all(torch.equal(tensor, other[name]) for other in others)}
-    module.load_state_dict({name: first[name] for name in shared}, strict=False)
+    states = [original.module.state_dict() for original in originals]
+    shared = {name for name in states[0] if all_equal(state[name] for state in states)}
+    module.load_state_dict({name: states[0][name] for name in shared}, strict=False)
     for name, part in module.named_modules():
         if isinstance(part, torch.nn.modules.batchnorm._BatchNorm) and f"{name}.running_mean".lstrip(".") in shared:
             part.eval()

@@ -14,6 +14,7 @@ from coin_export.encode.criterion import Answers, Criterion
 from coin_export.encode.muon import Muon, matrices
 from coin_export.encode.teachers import Inputs, Teachers, batches_of, concatenated, points_of, select
 from coin_export.model.signature import Original
+from coin_export.model.state import all_equal
 
 OptimizerName = Literal["adam", "muon"]
 
@@ -81,9 +82,9 @@ def fit(
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:
     """Let those floating-point parameters want gradients that are not equal in all originals; return the module."""
-    first, *others = [dict(original.module.named_parameters()) for original in originals]
+    own = [dict(original.module.named_parameters()) for original in originals]
     for name, parameter in module.named_parameters():
-        differs = any(not torch.equal(first[name], other[name]) for other in others)
+        differs = not all_equal(parameters[name] for parameters in own)
         parameter.requires_grad_(differs and parameter.is_floating_point())
     return module
 

@@ -21,7 +21,7 @@ from torch import nn
 from coin_export.encode.affine import observing
 from coin_export.encode.teachers import Inputs, select, working_copy
 from coin_export.model.signature import Original, call
-from coin_export.model.state import first_names
+from coin_export.model.state import all_equal, first_names
 
 # By exact type: a subclass may compute something else.
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -128,8 +128,8 @@ def _pairs(module: nn.Module, inputs: Inputs) -> list[_Pair]:
 
 
 def _share_a_tensor(modules: Sequence[nn.Module], pair: _Pair) -> bool:
-    first, *others = [_tensors(module, pair) for module in modules]
-    return any(all(torch.equal(tensor, other[name]) for other in others) for name, tensor in first.items())
+    tensors = [_tensors(module, pair) for module in modules]
+    return any(all_equal(own[name] for own in tensors) for name in tensors[0])
 
 
 def _tensors(module: nn.Module, pair: _Pair) -> dict[tuple[str, str], torch.Tensor]:

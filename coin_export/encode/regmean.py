@@ -22,6 +22,7 @@ from coin_export.encode.encoding import Encoding
 from coin_export.encode.grams import observed_grams, regressable
 from coin_export.encode.teachers import select, working_copy, working_inputs
 from coin_export.model.signature import Original
+from coin_export.model.state import all_equal
 
 # Added to the diagonal, relative to its mean: inputs that are always zero then leave the plain average.
 _RIDGE = 1e-8
@@ -67,7 +68,7 @@ def regmean(
     for name in names:
         key = f"{name}.weight" if name else "weight"
         weights = [state[key] for state in states]
-        if all(torch.equal(weights[0], other) for other in weights[1:]):
+        if all_equal(weights):
             continue
         layer_grams = [_shrunk(of_model.pop(name), options.off_diagonal) for of_model in grams]
         state_dict[key] = _regressed(weights, layer_grams, coefficients).to(weights[0].dtype)

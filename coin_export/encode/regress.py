@@ -36,6 +36,7 @@ from coin_export.encode.teachers import (
     working_inputs,
 )
 from coin_export.model.signature import Original, name_outputs
+from coin_export.model.state import all_equal
 
 # Rows for each feature: enough for least squares, and convolutions have far more positions than they need.
 _ROWS_PER_FEATURE = 40
@@ -147,7 +148,7 @@ def _differs(layer: str, parameter: str, models: Sequence[nn.Module]) -> bool:
     """Tell whether a layer's parameter is there and not the same in all models."""
     found = [getattr(model.get_submodule(layer), parameter, None) for model in models]
     tensors = [tensor for tensor in found if tensor is not None]
-    return any(not torch.equal(tensors[0], other) for other in tensors[1:])
+    return bool(tensors) and not all_equal(tensors)
 
 
 def _normal_equations(

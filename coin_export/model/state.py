@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
@@ -26,6 +26,12 @@ def first_names(module: torch.nn.Module) -> dict[str, str]:
     named = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
     return {name: first.setdefault(id(tensor), name) for name, tensor in named}
+
+
+def all_equal(tensors: Iterable[torch.Tensor]) -> bool:
+    """Tell whether all tensors are the same to the last bit, as a parameter that all originals share is."""
+    first, *others = tensors
+    return all(torch.equal(first, other) for other in others)
 
 
 def check_finite(module: torch.nn.Module, where: str) -> None:
