@@ -1,4 +1,4 @@
-"""Whether a server that misses calls, or answers late for long, counts as down. No clock, no IO: they are told.
+"""Whether a server that misses calls, answers late for long, or is given too many up, counts as down. No clock, no IO.
 
 Misses in a row, without an answer in between, open the breaker. Errors do so by their number alone. Lateness must
 also have gone on for a time: on a busy client one short stall (a garbage collection, a page fault, a neighbour)
@@ -8,6 +8,7 @@ makes a dozen calls late within a few milliseconds, and a server that is about t
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 
 _LONGEST_PAUSE = 30.0  # in units of the first one
@@ -117,3 +118,37 @@ class Lag:
     def forget(self) -> None:
         """Begin anew, as another server may have taken its place."""
         self.paused_until, self._sum, self._pauses, self._on_trial = -math.inf, 0, 1.0, False
+
+
+@dataclass
+class Abandoned:
+    """The calls to one server that nobody waits for any more, and whether they are too many.
+
+    Once they are, they stay so until half of them have ended: else a server that does not keep up would be sent one
+    more call for each that it ends, and all of these would be in vain.
+
+    Attributes:
+        bound: so many are too many.
+        too_many: whether they are.
+    """
+
+    bound: int
+    too_many: bool = field(default=False, init=False)
+    _calls: set[Hashable] = field(default_factory=set, init=False)
+
+    def __len__(self) -> int:
+        return len(self._calls)
+
+    def add(self, call: Hashable) -> bool:
+        """Take note of a call that is abandoned; tell whether they have become too many by it."""
+        self._calls.add(call)
+        becomes = not self.too_many and len(self._calls) >= self.bound
+        self.too_many |= becomes
+        return becomes
+
+    def discard(self, call: Hashable) -> bool:
+        """Take note that a call, abandoned or not, has ended; tell whether they are too many no more."""
+        self._calls.discard(call)
+        ends = self.too_many and 2 * len(self._calls) <= self.bound
+        self.too_many &= not ends
+        return ends

@@ -269,7 +269,7 @@ def _learn_late(gather: Gather, row: int, call: _Call, reply: Reply | None, erro
 
 def _judge(gather: Gather, row: int, call: _Call, now: float, *, answered: bool) -> None:
     """Let the time that a call has taken speak for or against its server."""
-    prompt = gather.judge(row, now - call.sent, answered)
+    prompt = gather.comparison.judge(row, now - call.sent, answered)
     if prompt:
         call.server.lag.prompt(now)
     elif prompt is not None:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
+from coin_export.client.comparison import Comparison
 from coin_export.client.memory import Memory
 from coin_export.client.policy import Begun, Decodable, Policy
 from coin_export.code.helping import helpers
@@ -82,6 +83,8 @@ class Gather:
 
     Attributes:
         started: when the request began.
+        comparison: of its calls, by which servers are found to be slow; where there is no help against slowness, or not
+            all originals are wanted, it finds nothing.
         ended: whether `Finish` or `GiveUp` was returned.
         refusals: how often the budget had too little left for the helping requests that were due.
     """
@@ -119,10 +122,9 @@ class Gather:
         self._to_replace = 0  # how many of those have nobody in their place yet
         self._decode_at: float | None = None  # None until decodable
         self._wake_at = math.inf
-        # From which time on a call speaks against its server; it takes all originals to see who replaces whom.
-        self._slow_s = memory.slow_s if self._wants_all and self._helps_the_late else math.inf
-        self._judged: set[int] = set()  # whose time was judged
-        self._prompt = 0  # how many of these are wanted and were prompt
+        # Where not all originals are wanted it takes more than one call to replace one, so none is called slow.
+        compares = self._wants_all and self._helps_the_late
+        self.comparison = Comparison(self._wanted, memory.slow_s if compares else math.inf)
         self.ended = False
         self.refusals = 0
 
@@ -136,31 +138,6 @@ class Gather:
     def patience_s(self) -> float:
         """After how long a call that is given up counts against its server."""
         return self._memory.patience_s
-
-    def judge(self, row: int, took_s: float, answered: bool) -> bool | None:
-        """Judge by the time that a call to a member has taken whether its server is slow; each call is judged once.
-
-        It speaks against the server that a call took too long only if at least half of the other wanted originals
-        answered the very same request promptly: else the request may be what takes long, or all are slow.
-
-        Args:
-            row: the member.
-            took_s: seconds since the call was sent.
-            answered: whether it has ended with an answer, usable or not.
-
-        Returns:
-            True for a prompt answer, False for a call that took too long. None if there is no telling, or not yet; if
-            not all originals are wanted, as it takes more than one call then to replace one; or where there is no help
-            against slowness.
-        """
-        if self._slow_s == math.inf or row in self._judged:
-            return None
-        wanted, prompt = row in self._wanted, took_s < self._slow_s
-        if not (answered if prompt else 2 * self._prompt >= len(self._wanted) - wanted):
-            return None
-        self._prompt += prompt and wanted
-        self._judged.add(row)
-        return prompt
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""

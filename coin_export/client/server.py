@@ -9,7 +9,7 @@ for good.
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
 server its work and the client its memory, a server that has too many of them counts as down, too, and is sent nothing
-until some have ended.
+until half of them have ended.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from coin_export.client.breaker import Breaker, Lag
+from coin_export.client.breaker import Abandoned, Breaker, Lag
 from coin_export.client.discovery import Report, ask
 from coin_export.client.transport import RefusedError, Transport
 
@@ -37,7 +37,7 @@ class Limits:
 
     Attributes:
         abandoned_per_server: with this many abandoned calls under way, or more, a server counts as down and is sent
-            nothing. Calls that are under way by then may be abandoned on top.
+            nothing until half of them have ended. Calls that are under way by then may be abandoned on top.
         misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
@@ -105,8 +105,7 @@ class Server:
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
         self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s)
         self._calls: dict[Task, OnEnd | None] = {}
-        self._abandoned: set[Task] = set()
-        self._overflow_logged = False
+        self._abandoned = Abandoned(limits.abandoned_per_server)
 
     @property
     def calls(self) -> tuple[Task, ...]:
@@ -141,7 +140,7 @@ class Server:
     @property
     def has_room(self) -> bool:
         """Whether the bound on abandoned calls allows one more call."""
-        return len(self._abandoned) < self._limits.abandoned_per_server
+        return not self._abandoned.too_many
 
     @property
     def why_down(self) -> str:
@@ -207,14 +206,10 @@ class Server:
             task.add_done_callback(self._forget)  # a task that is cancelled before it began says nothing
             return task.cancel()
         self._calls[task] = on_late
-        had_room = self.has_room
-        self._abandoned.add(task)
-        if had_room and not self.has_room:
+        if self._abandoned.add(task):
             self._on_room(self)
-        if not self.has_room and not self._overflow_logged:
-            self._overflow_logged = True
             logger.warning(
-                "server %s leaves %d abandoned calls unanswered; it counts as down until some of them end",
+                "server %s leaves %d abandoned calls unanswered; it counts as down until half of them have ended",
                 self.address,
                 len(self._abandoned),
                 extra={"event": "abandoned_overflow", "server": self.address, "abandoned": len(self._abandoned)},
@@ -243,7 +238,7 @@ class Server:
 
     def _end(self, task: Task, result: Any, error: BaseException | None) -> None:
         on_end = self._calls.pop(task)
-        makes_room = bool(self._abandoned) and self._makes_room(task)
+        makes_room = self._abandoned.discard(task)
         cancelled = isinstance(error, asyncio.CancelledError)
         if task is self._look_up:
             self._look_up = None
@@ -255,14 +250,6 @@ class Server:
             self._on_room(self)
         if on_end is not None:
             on_end(result, error)
-
-    def _makes_room(self, task: Task) -> bool:
-        """Take note that a call has ended, abandoned or not; tell whether there is room again."""
-        had_room = self.has_room
-        self._abandoned.discard(task)
-        if not self._abandoned:
-            self._overflow_logged = False
-        return self.has_room and not had_room
 
     def _forget(self, task: Task) -> None:
         self._calls.pop(task, None)

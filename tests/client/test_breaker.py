@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coin_export.client.breaker import Breaker, Lag
+from coin_export.client.breaker import Abandoned, Breaker, Lag
 
 STEP_S = 0.01
 
@@ -113,3 +113,26 @@ def test_another_server_begins_anew() -> None:
     lag.pause(1001.0)
     lag.forget()
     assert not lag.lagging and lag.paused_until < 1001.0 and not lag.late(1010.0, 1010.0)
+
+
+def test_abandoned_calls_are_too_many_from_the_bound_on_until_half_of_them_have_ended() -> None:
+    abandoned = Abandoned(bound=4)
+    assert [abandoned.add(call) for call in range(6)] == [False, False, False, True, False, False]
+    assert abandoned.too_many and len(abandoned) == 6
+    assert [abandoned.discard(call) for call in range(3)] == [False, False, False] and abandoned.too_many
+    assert not abandoned.discard("never abandoned")
+    assert abandoned.discard(3) and not abandoned.too_many and len(abandoned) == 2
+    assert not abandoned.add("one more") and not abandoned.too_many
+
+
+@given(st.integers(1, 8), st.lists(st.tuples(st.booleans(), st.integers(0, 12))))
+def test_what_is_told_of_abandoned_calls_alternates_and_agrees_with_what_holds(
+    bound: int, story: list[tuple[bool, int]]
+) -> None:
+    abandoned = Abandoned(bound)
+    for adds, call in story:
+        before = abandoned.too_many
+        changes = abandoned.add(call) if adds else abandoned.discard(call)
+        assert abandoned.too_many == (before ^ changes)
+        assert len(abandoned) < bound or abandoned.too_many
+        assert 2 * len(abandoned) > bound or not abandoned.too_many

@@ -331,7 +331,7 @@ def test_slowness_is_judged_by_the_other_answers_to_the_same_request() -> None:
 
     def judged(*calls: tuple[int, float, bool], wanted: Sequence[int] = (0, 1, 2)) -> list[bool | None]:
         gather = Gather(code, wanted, policy, memory, 0.0)
-        return [gather.judge(*call) for call in calls]
+        return [gather.comparison.judge(*call) for call in calls]
 
     assert judged((0, 0.005, True), (1, 0.019, True), (2, 0.021, True)) == [True, True, False]
     assert judged((0, 0.005, True), (2, 0.021, False), (2, 0.100, True)) == [True, False, None], "once"

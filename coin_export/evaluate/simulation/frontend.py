@@ -124,7 +124,7 @@ class FrontEnd:
         line = request.lines[call.row]
         line.answered()
         self._time(request, call, answered=True)
-        line.abandoned -= call.abandoned
+        line.abandoned.discard(call)
         self._tally.executed += 1
         self._tally.executed_s += call.work
         actions = request.gather.arrived(call.row, self._clock.now)
@@ -206,7 +206,7 @@ class FrontEnd:
     def _time(self, request: _Request, call: Call, answered: bool = False) -> None:
         """Let the time that a call has taken speak against its server, once; or for it, if there is an answer."""
         now, line = self._clock.now, request.lines[call.row]
-        prompt = request.gather.judge(call.row, now - call.sent, answered)
+        prompt = request.gather.comparison.judge(call.row, now - call.sent, answered)
         if prompt:
             line.lag.prompt(now)
         elif prompt is not None and line.lag.late(now, call.sent) and not line.down:
@@ -251,8 +251,7 @@ class FrontEnd:
                 self._time(request, call)
                 if not call.overdue and self._is_overdue(request, call):
                     self._blame(request, call)
-                call.abandoned = True
-                request.lines[call.row].abandoned += 1
+                request.lines[call.row].abandoned.add(call)
 
 
 def _tie(calls: list[Call], lines: Sequence[Line], k: int) -> None:

@@ -5,7 +5,7 @@ The counterpart of `client.server.Server` and of the part of `client.pool` that 
 
 from __future__ import annotations
 
-from coin_export.client.breaker import Breaker, Lag
+from coin_export.client.breaker import Abandoned, Breaker, Lag
 from coin_export.client.server import Limits
 from coin_export.evaluate.simulation.clock import Clock
 from coin_export.evaluate.simulation.server import Server
@@ -30,7 +30,7 @@ class Line:
 
     def __init__(self, clock: Clock, server: Server, limits: Limits) -> None:
         self.server = server
-        self.abandoned = 0
+        self.abandoned = Abandoned(limits.abandoned_per_server)
         self.down = False
         self._clock = clock
         self._limits = limits
@@ -42,12 +42,12 @@ class Line:
     @property
     def has_room(self) -> bool:
         """Whether the bound on abandoned calls allows one more call."""
-        return self.abandoned < self._limits.abandoned_per_server
+        return not self.abandoned.too_many
 
     @property
     def usable(self) -> bool:
         """Whether calls may be sent."""
-        return not self.down and self.abandoned < self._limits.abandoned_per_server
+        return not self.down and self.has_room
 
     def answered(self) -> None:
         """Take note of an answer, be it late."""

@@ -23,11 +23,10 @@ class Call:
         server: where it was sent; None before.
         dropped: it is not to be executed.
         ended: it was executed.
-        abandoned: nobody waits for it any more.
         overdue: it counts as a miss of its server already.
     """
 
-    __slots__ = ("abandoned", "dropped", "ended", "overdue", "request", "row", "sent", "server", "twin", "work")
+    __slots__ = ("dropped", "ended", "overdue", "request", "row", "sent", "server", "twin", "work")
 
     def __init__(self, request: object, row: int, work: float, sent: float = 0.0) -> None:
         self.request = request
@@ -37,7 +36,6 @@ class Call:
         self.server: Server | None = None
         self.dropped = False
         self.ended = False
-        self.abandoned = False
         self.overdue = False
         self.sent = sent
 
