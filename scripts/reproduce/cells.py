@@ -91,11 +91,10 @@ def _of_costs(scale: Scale, seed: int) -> Iterator[Cell]:
     """Growing budgets, for the cost to reach a given accuracy."""
     setting = scale.settings[0]
     for budget in scale.budgets:
-        for changed in ({"budget": budget}, {"budget": budget, **HASTY}):
-            options = with_options(METHODS[DEFAULT], changed)
-            yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
-    for points, epochs in scale.grid:
-        options = with_options(METHODS["distill"], {"epochs": epochs})
+        options = with_options(METHODS[DEFAULT], {"budget": budget, **HASTY})
+        yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
+    for points, changed in scale.grid:
+        options = with_options(METHODS["distill"], changed)
         yield Cell("cost", setting, "distill", options, points, seed, scale.test_points)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import reproduce_paper
+from scripts import reproduce_paper, try_encoder
 from scripts.reproduce import running
 from scripts.reproduce.cells import Cell, plan
 from scripts.reproduce.measuring import measure
@@ -94,6 +94,20 @@ def test_an_interrupted_run_goes_on(
     for name in ("points", "epochs", "settings"):
         for suffix in ("png", "svg"):
             assert (tmp_path / "out" / f"reproduce_{name}.{suffix}").stat().st_size < 300_000
+
+
+def test_other_options_can_be_tried_without_a_record(
+    data_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(try_encoder, "SETTINGS", {setting.name: setting for setting in SCALE.settings})
+    folders = ["--data-dir", str(data_folder), "--cache", str(tmp_path)]
+    try_encoder.main(["small_cnn mnist+fashion", "8", "regress", '{"ridge": 0.1}', "--test-points", "10", *folders])
+    reached = json.loads(capsys.readouterr().out)
+    assert reached["by_model"].keys() == {"mnist", "fashion-mnist"}
+    assert reached["normalized_decoding_accuracy"] == pytest.approx(
+        (reached["by_model"]["mnist"]["mnist"] + reached["by_model"]["fashion-mnist"]["fashion-mnist"]) / 2
+    )
+    assert not list(tmp_path.rglob("cells/*"))
 
 
 def test_a_cell_that_fails_leaves_the_others_done(
