@@ -6,7 +6,7 @@ A recipe is a YAML file or a `Recipe` made in Python. Unknown keys are refused. 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,10 +57,12 @@ class CodeRecipe(_Section):
     coefficients: tuple[tuple[float, ...], ...] | None = Field(
         default=None, min_length=1, description="One row of k positive coefficients per coded model."
     )
-    protect: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        default={},
+    protect: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | None = Field(
+        default=None,
         description="A weight for each original to be protected otherwise than the rest, whose weight is 1: twice the "
-        "weight means about half the noise gain when that model is lost, at the expense of the others.",
+        "weight means about half the noise gain when that model is lost, at the expense of the others; {} protects all "
+        "alike. When not given, weights follow from how much each original's answers to the calibration inputs suffer "
+        "from errors of its logits; alike if that differs by less than a quarter, and for outputs that are no logits.",
     )
     space: CodeSpace = Field(
         default="logits", description="What the outputs are; they are combined and decoded as the models give them."
@@ -74,19 +76,30 @@ class CodeRecipe(_Section):
             raise ValueError("'protect' chooses coefficients; leave it out where 'coefficients' are given")
         return self
 
-    def code(self, originals: Collection[str]) -> LinearCode:
+    @property
+    def protects_by_sensitivity(self) -> bool:
+        """Whether the coefficients depend on what the originals answer."""
+        return self.coefficients is None and self.protect is None and self.space == "logits"
+
+    def code(self, originals: Collection[str], sensitivities: Sequence[float] | None = None) -> LinearCode:
         """Make the code for the originals of these names.
+
+        Args:
+            originals: their names, in the order of the code.
+            sensitivities: what to protect each of them by where nothing else is said; alike if not given.
 
         Raises:
             CodeError: if the coefficients are no usable code for so many originals, or another model is to be
                 protected.
         """
         k = len(originals)
-        strangers = [name for name in self.protect if name not in originals]
+        given = self.protect or {}
+        strangers = [name for name in given if name not in originals]
         if strangers:
             raise CodeError(f"protect: {', '.join(map(repr, strangers))} is none of the models {list(originals)}")
         if self.coefficients is None:
-            return default_code(k, self.parities or 1, [self.protect.get(name, 1.0) for name in originals])
+            weights = sensitivities if self.protects_by_sensitivity else [given.get(name, 1.0) for name in originals]
+            return default_code(k, self.parities or 1, weights)
         for index, row in enumerate(self.coefficients):
             if len(row) != k:
                 raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")

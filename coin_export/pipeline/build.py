@@ -26,6 +26,7 @@ from coin_export.evaluate.report import group_json
 from coin_export.export.onnx import export_onnx
 from coin_export.export.verify import OnnxCheck, compare, file_digest
 from coin_export.model.signature import Original, Signature
+from coin_export.pipeline.coding import code_of
 from coin_export.pipeline.evaluation import measure_files
 from coin_export.pipeline.loading import Labelled, combinable, load, plain_attention, sign_models
 from coin_export.recipe import BuildOptions, Recipe
@@ -152,7 +153,7 @@ def _build(
     originals = sign_models(models, calibration, options.outputs)
     padded = combinable(originals, calibration)
     whole = padded[0].signature
-    code = options.code.code([original.name for original in originals])
+    code = code_of(options.code, padded, calibration)
     members = [*models, *coded_names(name, code, models)]
     check_target(target, name, members)
     if warning := noise_warning(code, members):

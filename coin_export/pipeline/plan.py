@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from coin_export.code.warning import noise_warning
 from coin_export.encode.registry import fitting
 from coin_export.pipeline.build import coded_names
+from coin_export.pipeline.coding import code_of
 from coin_export.pipeline.loading import combinable, load, plain_attention, sign_models
 from coin_export.recipe import Recipe
 from coin_export.repository.config import triton_tensors
@@ -72,7 +73,7 @@ def plan(recipe: Recipe) -> BuildPlan:
     loaded = load(recipe)
     with plain_attention():
         originals = combinable(sign_models(loaded.models, loaded.calibration, recipe.outputs), loaded.calibration)
-    code = recipe.code.code([original.name for original in originals])
+        code = code_of(recipe.code, originals, loaded.calibration)
     names = coded_names(recipe.name, code, loaded.models)
     check_target(recipe.target, recipe.name, [*loaded.models, *names])
     fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)

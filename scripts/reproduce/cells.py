@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
 from scripts.reproduce.cache import path_of
-from scripts.reproduce.methods import DEFAULT, METHODS, with_options
+from scripts.reproduce.methods import ALIKE, DEFAULT, METHODS, with_options
 from scripts.reproduce.settings import HASTY, Scale, Setting
 
 Study = Literal["comparison", "cost", "epochs", "points"]
@@ -45,7 +45,12 @@ class Cell:
     @property
     def default(self) -> bool:
         """Whether this is what `build` does when nothing is said."""
-        return self.options == DEFAULT_ENCODER
+        return self.sensitive and self.options == DEFAULT_ENCODER
+
+    @property
+    def sensitive(self) -> bool:
+        """Whether the code protects sensitive originals more, as `build` does; else all are alike, as in the paper."""
+        return self.method == DEFAULT
 
     @property
     def key(self) -> dict[str, Any]:
@@ -59,6 +64,7 @@ class Cell:
             "points": self.points,
             "seed": self.seed,
             "test_points": self.test_points,
+            **({"protect": "sensitive"} if self.sensitive else {}),
         }
 
     def path(self, cache: Path) -> Path:
@@ -82,7 +88,7 @@ def _of_settings(scale: Scale, seed: int) -> Iterator[Cell]:
         for points in setting.points:
             for method in setting.methods:
                 options = METHODS[method]
-                if method == DEFAULT and setting.changed:
+                if method in (ALIKE, DEFAULT) and setting.changed:
                     options = with_options(options, setting.changed)
                 yield Cell("comparison", setting, method, options, points, seed, scale.test_points)
 

@@ -18,6 +18,7 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import coded_module
 from coin_export.encode.encoding import Encoding, plain_notes
 from coin_export.encode.registry import encode_rows
+from coin_export.encode.sensitivity import sensitivities
 from coin_export.evaluate.accuracy import accuracy, decoded_outputs
 from coin_export.model.signature import Original, call, to_tensors
 from coin_export.pipeline.loading import combinable, sign_models
@@ -77,8 +78,9 @@ def measure(cell: Cell, data: Data) -> list[Record]:
     calibration = CalibrationInputs(
         {name: np.concatenate([part.inputs[name] for part in drawn.values()]) for name in names}
     )
-    code = default_code(len(setting.tasks), setting.parities)
     padded = combinable(subject.originals, calibration)
+    protect = sensitivities(padded, calibration) if cell.sensitive else None
+    code = default_code(len(setting.tasks), setting.parities, protect)
     peak, started = PeakMemory(), time.process_time()
     encodings = encode_rows(padded, code.parities, calibration, seeded(cell.options, cell.seed))
     seconds, grown = time.process_time() - started, peak.grown_bytes()
@@ -97,6 +99,7 @@ def measure(cell: Cell, data: Data) -> list[Record]:
         "default": cell.default,
         "k": code.k,
         "m": code.m,
+        "coefficients": code.parities,
         "points": cell.points,
         "seed": cell.seed,
         "changed": {name: value for name, value in asked.items() if value != plain[name]},

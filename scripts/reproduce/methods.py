@@ -15,6 +15,7 @@ from coin_export.encode.regress import RegressOptions
 from coin_export.fisher.options import FisherOptions
 
 DEFAULT = DEFAULT_ENCODER.name
+ALIKE = f"{DEFAULT}_alike"  # the same with all originals protected alike
 
 METHODS: Mapping[str, EncoderOptions] = {
     "average": AverageOptions(),
@@ -26,6 +27,7 @@ METHODS: Mapping[str, EncoderOptions] = {
     "regress": RegressOptions(),
     "barycenter_cg": BarycenterCgOptions(),
     "distill": DistillOptions(),
+    ALIKE: DEFAULT_ENCODER,
     DEFAULT: DEFAULT_ENCODER,
 }
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from scripts.reproduce.methods import DEFAULT
+from scripts.reproduce.methods import ALIKE, DEFAULT
 from scripts.reproduce.originals import Recipe
 from scripts.reproduce.training import Training
 
 FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
 CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
-ALL = (*CLOSED_FORMS, "distill", DEFAULT)
+ALL = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
 HASTY = {  # nothing is tried first, and the originals are asked once a point
     "starts": ("head",),
     "learning_rates": (2e-3,),

@@ -1,0 +1,26 @@
+"""The code of a group: as the recipe says, and where it leaves that open, by what the originals answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from coin_export.code.linear import LinearCode
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.sensitivity import sensitivities
+from coin_export.model.signature import Original
+from coin_export.recipe import CodeRecipe
+
+
+def code_of(recipe: CodeRecipe, originals: Sequence[Original], calibration: CalibrationInputs) -> LinearCode:
+    """Make the code for these originals.
+
+    Args:
+        recipe: what was asked for.
+        originals: of one architecture, heads padded.
+        calibration: asked where the recipe leaves open whom to protect.
+
+    Raises:
+        CodeError: as `CodeRecipe.code`.
+    """
+    names = [original.name for original in originals]
+    return recipe.code(names, sensitivities(originals, calibration) if recipe.protects_by_sensitivity else None)
