@@ -62,7 +62,8 @@ class CodeRecipe(_Section):
         description="A weight for each original to be protected otherwise than the rest, whose weight is 1: twice the "
         "weight means about half the noise gain when that model is lost, at the expense of the others; {} protects all "
         "alike. When not given, weights follow from how much each original's answers to the calibration inputs suffer "
-        "from errors of its logits; alike if that differs by less than a quarter, and for outputs that are no logits.",
+        "from errors of its logits; alike if that differs by less than a quarter, for outputs that are no logits, and "
+        "for encoders that fit no answers.",
     )
     space: CodeSpace = Field(
         default="logits", description="What the outputs are; they are combined and decoded as the models give them."

@@ -52,6 +52,17 @@ EncoderOptions: TypeAlias = Annotated[
 
 DEFAULT_ENCODER = RefineOptions()
 
+_FITTED = (DistillOptions, RefineOptions, RegressOptions)
+
+
+def fits_answers(options: EncoderOptions) -> bool:
+    """Say whether an encoder fits coded models to what originals answer, so that it can serve unequal coefficients.
+
+    A barycenter of weights loses a model of small coefficient twice: its weights count less, and what that spoils is
+    amplified more. Nor does ``auto``, which may choose one.
+    """
+    return isinstance(options, _FITTED)
+
 
 def fitting(options: EncoderOptions, space: CodeSpace) -> EncoderOptions:
     """Return the options with the criterion that fits the code space, where none was chosen: no logits, no softmax."""

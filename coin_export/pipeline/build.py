@@ -153,7 +153,7 @@ def _build(
     originals = sign_models(models, calibration, options.outputs)
     padded = combinable(originals, calibration)
     whole = padded[0].signature
-    code = code_of(options.code, padded, calibration)
+    code = code_of(options.code, options.encoder, padded, calibration)
     members = [*models, *coded_names(name, code, models)]
     check_target(target, name, members)
     if warning := noise_warning(code, members):

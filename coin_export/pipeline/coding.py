@@ -6,16 +6,20 @@ from collections.abc import Sequence
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.registry import EncoderOptions, fits_answers
 from coin_export.encode.sensitivity import sensitivities
 from coin_export.model.signature import Original
 from coin_export.recipe import CodeRecipe
 
 
-def code_of(recipe: CodeRecipe, originals: Sequence[Original], calibration: CalibrationInputs) -> LinearCode:
+def code_of(
+    recipe: CodeRecipe, encoder: EncoderOptions, originals: Sequence[Original], calibration: CalibrationInputs
+) -> LinearCode:
     """Make the code for these originals.
 
     Args:
         recipe: what was asked for.
+        encoder: what it is for; those that do not fit answers protect all alike.
         originals: of one architecture, heads padded.
         calibration: asked where the recipe leaves open whom to protect.
 
@@ -23,4 +27,5 @@ def code_of(recipe: CodeRecipe, originals: Sequence[Original], calibration: Cali
         CodeError: as `CodeRecipe.code`.
     """
     names = [original.name for original in originals]
-    return recipe.code(names, sensitivities(originals, calibration) if recipe.protects_by_sensitivity else None)
+    by_sensitivity = recipe.protects_by_sensitivity and fits_answers(encoder)
+    return recipe.code(names, sensitivities(originals, calibration) if by_sensitivity else None)

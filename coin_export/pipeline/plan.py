@@ -73,7 +73,7 @@ def plan(recipe: Recipe) -> BuildPlan:
     loaded = load(recipe)
     with plain_attention():
         originals = combinable(sign_models(loaded.models, loaded.calibration, recipe.outputs), loaded.calibration)
-        code = code_of(recipe.code, originals, loaded.calibration)
+        code = code_of(recipe.code, recipe.encoder, originals, loaded.calibration)
     names = coded_names(recipe.name, code, loaded.models)
     check_target(recipe.target, recipe.name, [*loaded.models, *names])
     fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)

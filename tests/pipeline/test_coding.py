@@ -5,6 +5,12 @@ import pytest
 import torch
 from torch import nn
 
+from coin_export.encode.average import AverageOptions
+from coin_export.encode.coin import CoinOptions
+from coin_export.encode.distill import DistillOptions
+from coin_export.encode.refine import RefineOptions
+from coin_export.encode.registry import EncoderOptions
+from coin_export.encode.regress import RegressOptions
 from coin_export.pipeline.coding import code_of
 from coin_export.recipe import CodeRecipe
 from tests.encode.cases import normal_points, originals_of
@@ -18,15 +24,15 @@ def classifier(scale: float) -> nn.Module:
     layer = nn.Linear(3, 4)
     with torch.no_grad():
         for parameter in layer.parameters():
-            parameter *= scale
+            parameter.mul_(scale)
     return layer
 
 
 def test_an_unsure_original_is_protected_more() -> None:
     originals = originals_of(classifier(20.0), classifier(4.0))
-    ((sure, unsure),) = code_of(CodeRecipe(), originals, POINTS).parities
+    ((sure, unsure),) = code_of(CodeRecipe(), RefineOptions(), originals, POINTS).parities
     assert unsure > 1.25 * sure and sure + unsure == pytest.approx(1)
-    twice = code_of(CodeRecipe(parities=2), originals, POINTS)
+    twice = code_of(CodeRecipe(parities=2), RefineOptions(), originals, POINTS)
     assert twice.survives_any(2)
     assert twice.decoding([0, 2], [1]).noise_gain[0] < twice.decoding([1, 2], [0]).noise_gain[0]
 
@@ -44,9 +50,20 @@ def test_an_unsure_original_is_protected_more() -> None:
 )
 def test_what_the_recipe_says_stands(recipe: CodeRecipe, row: tuple[float, ...]) -> None:
     originals = originals_of(classifier(20.0), classifier(4.0))
-    given = np.asarray(code_of(recipe, originals, POINTS).parities[0])
+    given = np.asarray(code_of(recipe, RefineOptions(), originals, POINTS).parities[0])
     np.testing.assert_allclose(given / given.sum(), np.asarray(row) / sum(row))
 
 
 def test_originals_that_are_alike_have_equal_coefficients() -> None:
-    assert code_of(CodeRecipe(), originals_of(classifier(4.0), classifier(4.1)), POINTS).parities == ((0.5, 0.5),)
+    originals = originals_of(classifier(4.0), classifier(4.1))
+    assert code_of(CodeRecipe(), RefineOptions(), originals, POINTS).parities == ((0.5, 0.5),)
+
+
+@pytest.mark.parametrize(
+    ("encoder", "alike"),
+    [(AverageOptions(), True), (CoinOptions(), True), (RegressOptions(), False), (DistillOptions(), False)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_a_barycenter_cannot_serve_unequal_coefficients(encoder: EncoderOptions, alike: bool) -> None:
+    originals = originals_of(classifier(20.0), classifier(4.0))
+    assert (code_of(CodeRecipe(), encoder, originals, POINTS).parities == ((0.5, 0.5),)) == alike
