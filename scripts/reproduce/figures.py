@@ -25,6 +25,7 @@ _COLOURS: Mapping[str, str] = {
     "regress": "#1b8a4b",
     "barycenter_cg": "#8c6d31",
     "distill": "#d98c00",
+    "refine_alike": "#fdae6b",
     "refine": "#d94801",
 }
 _AXIS = "normalized decoding accuracy, %"

@@ -8,8 +8,9 @@ import pytest
 from scripts import reproduce_paper, try_encoder
 from scripts.reproduce import running
 from scripts.reproduce.cells import Cell, plan
+from scripts.reproduce.figures import _COLOURS
 from scripts.reproduce.measuring import measure
-from scripts.reproduce.methods import DEFAULT, METHODS, seeded, with_options
+from scripts.reproduce.methods import ALIKE, DEFAULT, METHODS, seeded, with_options
 from scripts.reproduce.originals import Recipe
 from scripts.reproduce.settings import FULL, QUICK, Scale, Setting
 from scripts.reproduce.tasks import Data
@@ -46,7 +47,12 @@ def test_the_default_is_what_build_does_and_no_other() -> None:
     cells = plan(FULL)
     assert {cell.method for cell in cells if cell.default} == {DEFAULT}
     changed = with_options(METHODS[DEFAULT], {"seed": 7})
-    assert not replace(cells[0], options=changed).default
+    mine = next(cell for cell in cells if cell.default)
+    assert not replace(mine, options=changed).default and not replace(mine, method=ALIKE).default
+
+
+def test_every_encoder_has_a_colour() -> None:
+    assert _COLOURS.keys() == METHODS.keys()
 
 
 def test_seeds_reach_every_draw_of_an_encoder() -> None:
