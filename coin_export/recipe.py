@@ -63,7 +63,7 @@ class CodeRecipe(_Section):
         "weight means about half the noise gain when that model is lost, at the expense of the others; {} protects all "
         "alike. When not given, weights follow from how much each original's answers to the calibration inputs suffer "
         "from errors of its logits; alike if that differs by less than a quarter, for outputs that are no logits, and "
-        "for encoders that fit no answers.",
+        "for encoders other than refine.",
     )
     space: CodeSpace = Field(
         default="logits", description="What the outputs are; they are combined and decoded as the models give them."
@@ -78,8 +78,13 @@ class CodeRecipe(_Section):
         return self
 
     @property
-    def protects_by_sensitivity(self) -> bool:
-        """Whether the coefficients depend on what the originals answer."""
+    def m(self) -> int:
+        """The number of coded models."""
+        return len(self.coefficients) if self.coefficients is not None else self.parities or 1
+
+    @property
+    def leaves_protection_open(self) -> bool:
+        """Whether nothing is said of whom to protect, and outputs are such that one can tell who needs it."""
         return self.coefficients is None and self.protect is None and self.space == "logits"
 
     def code(self, originals: Collection[str], sensitivities: Sequence[float] | None = None) -> LinearCode:
@@ -99,8 +104,8 @@ class CodeRecipe(_Section):
         if strangers:
             raise CodeError(f"protect: {', '.join(map(repr, strangers))} is none of the models {list(originals)}")
         if self.coefficients is None:
-            weights = sensitivities if self.protects_by_sensitivity else [given.get(name, 1.0) for name in originals]
-            return default_code(k, self.parities or 1, weights)
+            weights = sensitivities if self.leaves_protection_open else [given.get(name, 1.0) for name in originals]
+            return default_code(k, self.m, weights)
         for index, row in enumerate(self.coefficients):
             if len(row) != k:
                 raise CodeError(f"row {index} of the coefficients has {len(row)} entries; there are {k} originals")
@@ -159,6 +164,8 @@ class Recipe(BuildOptions):
 
     @model_validator(mode="after")
     def _code_fits(self) -> Recipe:
+        if self.code.leaves_protection_open:
+            return self
         try:
             self.code.code([model.name for model in self.models])
         except CodeError as error:

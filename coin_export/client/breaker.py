@@ -1,4 +1,4 @@
-"""Whether a server that misses calls, answers late for long, or is given too many up, counts as down. No clock, no IO.
+"""Whether a server that misses calls, is slow for long, or has too many abandoned calls counts as down. No IO.
 
 Misses in a row, without an answer in between, open the breaker. Errors do so by their number alone. Lateness must
 also have gone on for a time: on a busy client one short stall (a garbage collection, a page fault, a neighbour)
@@ -124,8 +124,8 @@ class Lag:
 class Abandoned:
     """The calls to one server that nobody waits for any more, and whether they are too many.
 
-    Once they are, they stay so until half of them have ended: else a server that does not keep up would be sent one
-    more call for each that it ends, and all of these would be in vain.
+    Once they are, they stay so until no more than half the bound is left: else a server that does not keep up would be
+    sent one more call for each that it ends, and all of these would be in vain.
 
     Attributes:
         bound: so many are too many.

@@ -9,7 +9,7 @@ for good.
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
 server its work and the client its memory, a server that has too many of them counts as down, too, and is sent nothing
-until half of them have ended.
+until no more than half as many are left.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Limits:
 
     Attributes:
         abandoned_per_server: with this many abandoned calls under way, or more, a server counts as down and is sent
-            nothing until half of them have ended. Calls that are under way by then may be abandoned on top.
+            nothing until no more than half as many are left. Calls that are under way by then may be abandoned on top.
         misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
             server counts as down.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
@@ -209,7 +209,7 @@ class Server:
         if self._abandoned.add(task):
             self._on_room(self)
             logger.warning(
-                "server %s leaves %d abandoned calls unanswered; it counts as down until half of them have ended",
+                "server %s leaves %d abandoned calls unanswered; it counts as down until far fewer are left",
                 self.address,
                 len(self._abandoned),
                 extra={"event": "abandoned_overflow", "server": self.address, "abandoned": len(self._abandoned)},

@@ -52,16 +52,14 @@ EncoderOptions: TypeAlias = Annotated[
 
 DEFAULT_ENCODER = RefineOptions()
 
-_FITTED = (DistillOptions, RefineOptions, RegressOptions)
 
+def fits_decoded_answers(options: EncoderOptions) -> bool:
+    """Say whether an encoder fits coded models to what decoding makes of them, so that it serves unequal coefficients.
 
-def fits_answers(options: EncoderOptions) -> bool:
-    """Say whether an encoder fits coded models to what originals answer, so that it can serve unequal coefficients.
-
-    A barycenter of weights loses a model of small coefficient twice: its weights count less, and what that spoils is
-    amplified more. Nor does ``auto``, which may choose one.
+    Others may lose a model of small coefficient twice, as barycenters of weights do: its weights count less, and what
+    that spoils is amplified more.
     """
-    return isinstance(options, _FITTED)
+    return isinstance(options, RefineOptions)
 
 
 def fitting(options: EncoderOptions, space: CodeSpace) -> EncoderOptions:

@@ -13,50 +13,62 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.cost import Passes
-from coin_export.encode.teachers import Teachers, batches_of, working_inputs
+from coin_export.encode.teachers import Teachers, batches_of, concatenated, working_inputs
 from coin_export.model.signature import Original
 
 _BATCH = 256
+_POINTS = 2_000  # enough for a mean
+_FURTHEST = 2.0  # from the middle one, up or down, so that a single one does not distort the code
 # Below, coefficients stay equal: a coded model then gives the plain mean of the ensemble, which is worth more.
 _LEAST = 1.25
-_MOST = 4.0
 
 
 def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs) -> tuple[float, ...]:
-    """Return a weight for each original to `protect` it by, in proportion to how sensitive its answers are.
+    """Return a weight for each original to protect it by, in proportion to how sensitive its answers are.
 
-    Outputs are taken for logits over their last dimension; those with a single class say nothing. Classes to which an
-    original answers exactly zero throughout are those that its padded head lacks.
+    Outputs of shape (points, classes) or (points, positions, classes) are taken for logits; others say nothing, and
+    so do those in which an original has fewer than two classes. Classes to which an original answers exactly zero
+    throughout are those that its padded head lacks.
 
     Args:
         originals: of one architecture, heads padded.
-        calibration: inputs to ask them.
+        calibration: inputs to ask them, of which 2,000 are.
 
     Returns:
-        One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if there are no
-        logits, or some are NaN or infinite.
+        One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if no output says
+        anything, or if some answer is NaN or infinite.
     """
     teachers = Teachers(originals, Passes())
-    batches = batches_of(working_inputs(calibration), _BATCH)
-    asked = [teachers(batch) for batch in batches]
-    found = torch.zeros(len(originals), dtype=torch.float64)
-    for parts in zip(*asked, strict=True):
-        if parts[0].ndim > 2 and parts[0].shape[-1] > 1:
-            found += torch.stack([_sensitivity(logits) for logits in torch.cat(parts, 1).double()])
-    least = found.min().clamp_min(torch.finfo(torch.float32).tiny)
-    weights = (found.clamp_min(least) / least).sqrt().clamp_max(_MOST)
-    if not weights.max() >= _LEAST:  # NaN is not
+    spaced = np.unique(np.linspace(0, len(calibration) - 1, _POINTS).astype(np.intp))
+    answers = concatenated([teachers(batch) for batch in batches_of(working_inputs(calibration.take(spaced)), _BATCH)])
+    found = [
+        torch.stack([_sensitivity(logits) for logits in output])
+        for output in answers
+        if output.ndim in (3, 4) and all(_classes(logits).sum() > 1 for logits in output)
+    ]
+    if not found or not all(torch.isfinite(output).all() for output in answers):
+        return (1.0,) * len(originals)
+    weights = torch.stack(found).sum(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    weights /= weights.log().quantile(0.5).exp()
+    weights.clamp_(1 / _FURTHEST, _FURTHEST)
+    weights /= weights.min()
+    if weights.max() < _LEAST:
         return (1.0,) * len(originals)
     return tuple(round(weight, 2) for weight in weights.tolist())
 
 
+def _classes(logits: torch.Tensor) -> torch.Tensor:
+    """Say which classes there are."""
+    return (logits != 0).flatten(0, -2).any(0)
+
+
 def _sensitivity(logits: torch.Tensor) -> torch.Tensor:
-    """Return E[q^2 (1 - q)] / E[q^2] over all but the last dimension."""
-    absent = (logits == 0).flatten(0, -2).all(0)
-    purity = logits.masked_fill(absent, -math.inf).softmax(-1).square().sum(-1)
+    """Return E[q^2 (1 - q)] / E[q^2] over all but the last dimension, in float64."""
+    purity = logits.double().masked_fill(~_classes(logits), -math.inf).softmax(-1).square().sum(-1)
     worth = purity.square()
     return (worth * (1 - purity)).sum() / worth.sum()

@@ -153,12 +153,13 @@ def _build(
     originals = sign_models(models, calibration, options.outputs)
     padded = combinable(originals, calibration)
     whole = padded[0].signature
-    code = code_of(options.code, options.encoder, padded, calibration)
-    members = [*models, *coded_names(name, code, models)]
+    members = [*models, *coded_names(name, options.code.m, models)]
     check_target(target, name, members)
+    fit, held_out = calibration.split(options.held_out, options.seed)
+    with stages.stage("code", "choosing the code"):
+        code = code_of(options.code, options.encoder, padded, calibration)
     if warning := noise_warning(code, members):
         _LOGGER.warning(warning)
-    fit, held_out = calibration.split(options.held_out, options.seed)
     with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
         encodings = _encode_all(name, padded, code, fit, options)
     coded = {
@@ -178,13 +179,13 @@ def _build(
     return BuildReport(target, group, checks, costs, notes, stages.seconds)
 
 
-def coded_names(group: str, code: LinearCode, originals: Iterable[str]) -> tuple[str, ...]:
+def coded_names(group: str, count: int, originals: Iterable[str]) -> tuple[str, ...]:
     """Name the coded models.
 
     Raises:
         ModelError: if an original already has such a name.
     """
-    names = tuple(f"{group}_coded_{index}" for index in range(code.m))
+    names = tuple(f"{group}_coded_{index}" for index in range(count))
     for name in originals:
         if name in names:
             raise ModelError(f"original {name!r} has the name of a coded model of group {group!r}; rename either")
@@ -194,7 +195,7 @@ def coded_names(group: str, code: LinearCode, originals: Iterable[str]) -> tuple
 def _encode_all(
     group: str, originals: Sequence[Original], code: LinearCode, calibration: CalibrationInputs, options: BuildOptions
 ) -> dict[str, Encoding]:
-    names = coded_names(group, code, [original.name for original in originals])
+    names = coded_names(group, code.m, [original.name for original in originals])
     encoder = fitting(options.encoder, options.code.space)
     encodings = encode_rows(originals, code.parities, calibration, encoder, options.cache)
     return dict(zip(names, encodings, strict=True))

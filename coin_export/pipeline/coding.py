@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.registry import EncoderOptions, fits_answers
+from coin_export.encode.registry import EncoderOptions, fits_decoded_answers
 from coin_export.encode.sensitivity import sensitivities
 from coin_export.model.signature import Original
 from coin_export.recipe import CodeRecipe
@@ -19,7 +19,7 @@ def code_of(
 
     Args:
         recipe: what was asked for.
-        encoder: what it is for; those that do not fit answers protect all alike.
+        encoder: what it is for; those that do not fit decoded answers protect all alike.
         originals: of one architecture, heads padded.
         calibration: asked where the recipe leaves open whom to protect.
 
@@ -27,5 +27,5 @@ def code_of(
         CodeError: as `CodeRecipe.code`.
     """
     names = [original.name for original in originals]
-    by_sensitivity = recipe.protects_by_sensitivity and fits_answers(encoder)
+    by_sensitivity = recipe.leaves_protection_open and fits_decoded_answers(encoder)
     return recipe.code(names, sensitivities(originals, calibration) if by_sensitivity else None)

@@ -79,9 +79,9 @@ def measure(cell: Cell, data: Data) -> list[Record]:
         {name: np.concatenate([part.inputs[name] for part in drawn.values()]) for name in names}
     )
     padded = combinable(subject.originals, calibration)
+    peak, started = PeakMemory(), time.process_time()
     protect = sensitivities(padded, calibration) if cell.sensitive else None
     code = default_code(len(setting.tasks), setting.parities, protect)
-    peak, started = PeakMemory(), time.process_time()
     encodings = encode_rows(padded, code.parities, calibration, seeded(cell.options, cell.seed))
     seconds, grown = time.process_time() - started, peak.grown_bytes()
     coded = [

@@ -16,7 +16,7 @@ import torch
 from scripts.reproduce.cache import kept_json
 from scripts.reproduce.cells import Cell
 from scripts.reproduce.measuring import Record, measure
-from scripts.reproduce.methods import DEFAULT
+from scripts.reproduce.methods import ALIKE, DEFAULT
 from scripts.reproduce.originals import Originals, Recipe
 from scripts.reproduce.tasks import Data
 
@@ -44,7 +44,7 @@ def run_cells(cells: Sequence[Cell], data: Data, workers: int, tell: Tell) -> No
     running: list[tuple[Cell, Future[str]]] = []
     with _pool(workers) as pool:
         for _, alike in groupby(waiting, key=lambda cell: (cell.setting.recipe, cell.seed)):
-            group = sorted(alike, key=lambda cell: cell.method != DEFAULT)
+            group = sorted(alike, key=lambda cell: cell.method not in (ALIKE, DEFAULT))
             _train_all(pool, group, data, tell)  # while cells of the group before run
             for cell in group:
                 future = pool.submit(_run, cell, data)

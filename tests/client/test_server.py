@@ -40,6 +40,22 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
     assert server.usable
 
 
+async def test_a_server_with_too_many_abandoned_calls_is_used_again_when_half_the_bound_is_left() -> None:
+    held = [asyncio.Event() for _ in range(5)]
+    transport = ScriptedTransport("127.0.0.1:1", make_group(), ["a"], iter(()))
+    server = Server(transport, Limits(abandoned_per_server=4), lambda server, reason: None)
+    server.down = ""
+    for event in held:
+        server.release(server.call(lambda result, error: None, event.wait))
+    usable = [server.usable]
+    for event in held:
+        event.set()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        usable.append(server.usable)
+    assert usable == [False, False, False, True, True, True]
+
+
 async def test_a_call_that_is_cancelled_before_it_began_leaves_nothing_behind() -> None:
     told: list[object] = []
 

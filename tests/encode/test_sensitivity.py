@@ -60,14 +60,30 @@ def test_classes_that_a_padded_head_lacks_do_not_make_it_unsure() -> None:
     assert sensitivities(originals_of(answering(zeros), answering(wide)), POINTS)[0] > 1.25
 
 
-@pytest.mark.parametrize(
-    "others",
-    [
-        pytest.param([[1.0], [2.0], [3.0]], id="one class"),
-        pytest.param([[math.nan, 1.0]] * 3, id="not a number"),
-        pytest.param([[math.inf, 1.0]] * 3, id="infinite"),
-    ],
-)
-def test_outputs_that_say_nothing_leave_all_alike(others: list[list[float]]) -> None:
-    first = answering([two_classes(0.6)] * 3) if len(others[0]) == 2 else answering([[5.0]] * 3)
-    assert sensitivities(originals_of(first, answering(others)), POINTS) == (1.0, 1.0)
+def test_a_single_one_that_is_very_sure_does_not_distort_the_code() -> None:
+    unsure = (answering([two_classes(0.6)] * 3) for _ in range(4))
+    assert sensitivities(originals_of(answering([[100.0, 5.0]] * 3), *unsure), POINTS) == (1.0, 2.0, 2.0, 2.0, 2.0)
+
+
+def test_several_classes_beside_one_say_nothing() -> None:
+    originals = pad_heads(originals_of(answering([[3.0]] * 3), answering([[1.0, 2.0, 3.0]] * 3)), POINTS)
+    assert sensitivities(originals, POINTS) == (1.0, 1.0)
+
+
+def test_outputs_of_one_class_say_nothing() -> None:
+    assert sensitivities(originals_of(answering([[5.0]] * 3), answering([[1.0]] * 3)), POINTS) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_leaves_all_alike(value: float) -> None:
+    broken = nn.Linear(3, 2)
+    with torch.no_grad():
+        broken.bias.copy_(torch.tensor([value, 1.0]))
+    assert sensitivities(originals_of(answering([two_classes(0.6)] * 3), broken), POINTS) == (1.0, 1.0)
+
+
+def test_every_task_is_asked_when_only_some_points_are() -> None:
+    points = CalibrationInputs({"x": np.repeat(np.eye(3, dtype=np.float32), 2_000, axis=0)})
+    first, second = [two_classes(q) for q in (0.55, 0.6, 0.7)], [two_classes(0.99)] * 3
+    originals = originals_of(answering(first), answering(second))
+    assert sensitivities(originals, points) == sensitivities(originals, POINTS)

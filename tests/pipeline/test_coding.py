@@ -1,18 +1,21 @@
 """Whom a code protects: as the recipe says, else those whose answers are most easily spoilt."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from coin_export.encode.average import AverageOptions
+from coin_export.encode.auto import AutoOptions
 from coin_export.encode.coin import CoinOptions
-from coin_export.encode.distill import DistillOptions
 from coin_export.encode.refine import RefineOptions
 from coin_export.encode.registry import EncoderOptions
+from coin_export.encode.regmean import RegMeanOptions
 from coin_export.encode.regress import RegressOptions
+from coin_export.pipeline.build import build_group
 from coin_export.pipeline.coding import code_of
-from coin_export.recipe import CodeRecipe
+from coin_export.recipe import BuildOptions, CodeRecipe
 from tests.encode.cases import normal_points, originals_of
 
 POINTS = normal_points()
@@ -61,9 +64,23 @@ def test_originals_that_are_alike_have_equal_coefficients() -> None:
 
 @pytest.mark.parametrize(
     ("encoder", "alike"),
-    [(AverageOptions(), True), (CoinOptions(), True), (RegressOptions(), False), (DistillOptions(), False)],
+    [
+        (CoinOptions(), True),
+        (RegMeanOptions(), True),
+        (RegressOptions(), True),
+        (AutoOptions(), True),
+        (RefineOptions(), False),
+    ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_a_barycenter_cannot_serve_unequal_coefficients(encoder: EncoderOptions, alike: bool) -> None:
+def test_only_what_fits_decoded_answers_gets_unequal_coefficients(encoder: EncoderOptions, alike: bool) -> None:
     originals = originals_of(classifier(20.0), classifier(4.0))
     assert (code_of(CodeRecipe(), encoder, originals, POINTS).parities == ((0.5, 0.5),)) == alike
+
+
+def test_a_build_makes_that_code(tmp_path: Path) -> None:
+    models = {original.name: original.module for original in originals_of(classifier(20.0), classifier(4.0))}
+    options = BuildOptions(encoder=RefineOptions(budget=64))
+    group = build_group("pair", models, POINTS, tmp_path / "models", options=options).group
+    wanted = code_of(CodeRecipe(), RefineOptions(), originals_of(*models.values()), POINTS)
+    assert group.members[-1].row == wanted.parities[0] and wanted.parities[0] != (0.5, 0.5)
