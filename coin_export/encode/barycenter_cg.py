@@ -191,6 +191,7 @@ def _gauss_newton(
     def checked(vector: Vector) -> Vector:
         try:
             return product(vector)
+        # Torch has nothing narrower for what it cannot differentiate twice.
         except (RuntimeError, NotImplementedError) as error:
             raise ModelError(
                 f"model {model_name!r} cannot be differentiated twice, as encoder barycenter_cg does; "

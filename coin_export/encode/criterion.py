@@ -65,8 +65,7 @@ class Criterion:
             return self._squares(coded, originals) / coded[0].numel()
         own = originals[self._wanted]
         decoded = own + self._decoded_errors(coded, originals)
-        absent = (originals == 0).flatten(1, -2).all(1)[self._wanted]
-        absent = absent.reshape(len(own), *[1] * (own.ndim - 2), -1)
+        absent = absent_classes(originals)[self._wanted]
         logs = [functional.log_softmax(logits.masked_fill(absent, _NEVER), -1) for logits in (decoded, own)]
         divergence = functional.kl_div(logs[0], logs[1], reduction="sum", log_target=True)
         return divergence / own[..., 0].numel()
@@ -80,6 +79,18 @@ class Criterion:
         wanted = torch.tensordot(self._parities.to(originals.dtype), originals, dims=1)
         decoded: torch.Tensor = torch.tensordot(self._weights.to(coded.dtype), coded - wanted, dims=1)
         return decoded
+
+
+def absent_classes(originals: torch.Tensor) -> torch.Tensor:
+    """Say which classes an original lacks: those to which it answers exactly zero throughout, as a padded head does.
+
+    Args:
+        originals: their answers, shape (models, points, ..., classes).
+
+    Returns:
+        Shape (models, 1, ..., classes).
+    """
+    return (originals == 0).all(dim=tuple(range(1, originals.ndim - 1)), keepdim=True)
 
 
 def _is_distribution(outputs: torch.Tensor) -> bool:

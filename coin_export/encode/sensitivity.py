@@ -18,6 +18,7 @@ import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.cost import Passes
+from coin_export.encode.criterion import absent_classes
 from coin_export.encode.teachers import Teachers, batches_of, concatenated, working_inputs
 from coin_export.model.signature import Original
 
@@ -37,7 +38,7 @@ def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs)
 
     Args:
         originals: of one architecture, heads padded.
-        calibration: inputs to ask them, of which 2,000 are.
+        calibration: inputs to ask them, evenly spaced ones if there are more than 2,000.
 
     Returns:
         One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if no output says
@@ -47,9 +48,9 @@ def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs)
     spaced = np.unique(np.linspace(0, len(calibration) - 1, _POINTS).astype(np.intp))
     answers = concatenated([teachers(batch) for batch in batches_of(working_inputs(calibration.take(spaced)), _BATCH)])
     found = [
-        torch.stack([_sensitivity(logits) for logits in output])
+        _sensitivities(output, absent)
         for output in answers
-        if output.ndim in (3, 4) and all(_classes(logits).sum() > 1 for logits in output)
+        if output.ndim in (3, 4) and ((~(absent := absent_classes(output))).sum(-1) > 1).all()
     ]
     if not found or not all(torch.isfinite(output).all() for output in answers):
         return (1.0,) * len(originals)
@@ -62,13 +63,8 @@ def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs)
     return tuple(round(weight, 2) for weight in weights.tolist())
 
 
-def _classes(logits: torch.Tensor) -> torch.Tensor:
-    """Say which classes there are."""
-    return (logits != 0).flatten(0, -2).any(0)
-
-
-def _sensitivity(logits: torch.Tensor) -> torch.Tensor:
-    """Return E[q^2 (1 - q)] / E[q^2] over all but the last dimension, in float64."""
-    purity = logits.double().masked_fill(~_classes(logits), -math.inf).softmax(-1).square().sum(-1)
+def _sensitivities(logits: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
+    """Return E[q^2 (1 - q)] / E[q^2] of each original, in float64."""
+    purity = logits.double().masked_fill(absent, -math.inf).softmax(-1).square().sum(-1).flatten(1)
     worth = purity.square()
-    return (worth * (1 - purity)).sum() / worth.sum()
+    return (worth * (1 - purity)).sum(1) / worth.sum(1)

@@ -74,8 +74,7 @@ def plan(recipe: Recipe) -> BuildPlan:
     with plain_attention():
         originals = combinable(sign_models(loaded.models, loaded.calibration, recipe.outputs), loaded.calibration)
         names = coded_names(recipe.name, recipe.code.m, loaded.models)
-    check_target(recipe.target, recipe.name, [*loaded.models, *names])
-    with plain_attention():
+        check_target(recipe.target, recipe.name, [*loaded.models, *names])
         code = code_of(recipe.code, recipe.encoder, originals, loaded.calibration)
     fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)
     inputs, outputs = triton_tensors(originals[0].signature)
