@@ -58,7 +58,7 @@ def test_requests_leave_no_task_file_or_object_behind(may_cancel: bool) -> None:
         failed = await ask(client, REQUESTS, transports)
         assert failed < REQUESTS / 20
         assert asyncio.all_tasks() == {asyncio.current_task()}
-        assert open_files() == files
+        assert open_files() <= files  # fewer, where what an earlier test left is closed meanwhile
         assert len(gc.get_objects()) - objects < REQUESTS / 20
 
     run_virtually(connected(measure, may_cancel))
