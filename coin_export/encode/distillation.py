@@ -59,6 +59,8 @@ def fit(
     Returns:
         The steps taken; fewer than those of the schedule if the criterion was no longer finite.
     """
+    for module in modules:
+        _lay_out_for_speed(module)
     optimizers = _optimizers(modules, schedule)
     if not optimizers:  # all steps change nothing
         return schedule.steps
@@ -78,6 +80,13 @@ def fit(
                 group["lr"] = schedule.learning_rate * schedule.factor(step)
             optimizer.step()
     return schedule.steps
+
+
+def _lay_out_for_speed(module: torch.nn.Module) -> None:
+    """Put channels last in kernels of images, in place: oneDNN then spends less time on laying out anew."""
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.to(memory_format=torch.channels_last)
 
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:

@@ -49,9 +49,13 @@ def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
     tall = matrix.shape[0] > matrix.shape[1]
     x: torch.Tensor = matrix.T if tall else matrix
     x = x / (x.norm() + _EPSILON)
+    # Every iteration multiplies x from the left by a polynomial of its Gram matrix, which is the smaller of the two.
+    gram, whole = x @ x.T, torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(_ITERATIONS):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        polynomial = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal().add_(a)
+        gram, whole = polynomial @ gram @ polynomial, polynomial @ whole
+    x = whole @ x
     return x.T if tall else x
 
 

@@ -56,7 +56,7 @@ class RefineOptions(BaseModel):
         default="refine", description="Short label-free distillation from the best closed form."
     )
     budget: int = Field(
-        default=128_000,
+        default=256_000,
         ge=1,
         description="Points learnt from at most, each counted as often as it is shown; far fewer where they suffice.",
     )

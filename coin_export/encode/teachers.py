@@ -65,7 +65,10 @@ def finished_state(module: torch.nn.Module, original: Original) -> StateDict:
     state: StateDict = {}
     for name, tensor in module.state_dict().items():
         source = first.get(name, name)
-        state[name] = state[source] if source in state else tensor.to(wanted[name].dtype, copy=True)
+        if source in state:
+            state[name] = state[source]
+        else:
+            state[name] = tensor.to(wanted[name].dtype, copy=True, memory_format=torch.contiguous_format)
     return state
 
 
