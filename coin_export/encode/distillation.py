@@ -86,7 +86,7 @@ def _lay_out_for_speed(module: torch.nn.Module) -> None:
     """Put channels last in kernels of images, in place: oneDNN then spends less time on laying out anew."""
     for layer in module.modules():
         if isinstance(layer, torch.nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)
+            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it, its stubs do not
 
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:
