@@ -5,7 +5,8 @@
 
 Trains originals, runs encoders on them in worker processes of one thread each, decodes every erasure pattern on the
 test parts, writes ``reproduce.json`` and the figures, prints the tables and puts them into the page. Originals and
-finished cells are kept in the cache: a run that was interrupted goes on where it was.
+finished cells are kept in the cache: a run that was interrupted goes on where it was. Of cells that the cache lacks, records
+that ``reproduce.json`` already holds stay in it, until the cell's options change.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -44,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "measure" in options.stages:
         run_cells(wanted, data, options.workers, console.print)
     if "report" in options.stages:
-        records = done(cells, data)
-        missing = len(cells) - sum(cell.path(data.cache).exists() for cell in cells)
         output.mkdir(parents=True, exist_ok=True)
-        _check_none_lost(output / "reproduce.json", len(records))
+        path = output / "reproduce.json"
+        measured = done(cells, data, json.loads(path.read_text("utf-8")) if path.exists() else [])
+        missing, records = len(cells) - len(measured), list(chain(*measured))
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-        (output / "reproduce.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
         command = "python scripts/reproduce_paper.py" + (" --quick" if options.quick else "")
         about = describe() | {"command": command, "cells": len(cells), "cells_missing": missing}
         (output / "reproduce.meta.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
@@ -59,16 +61,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not options.quick:
             replace_between(options.page, tables)
         draw(records, output)
-
-
-def _check_none_lost(path: Path, records: int) -> None:
-    """Refuse to replace records by fewer: those of another cache would be lost."""
-    kept = len(json.loads(path.read_text("utf-8"))) if path.exists() else 0
-    if records < kept:
-        raise SystemExit(
-            f"error: {path} holds {kept} records, and the cache has {records}; give the cache that they came from "
-            "(--cache), another --output, or remove the file"
-        )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -77,10 +77,22 @@ def _train_all(pool: Executor, cells: Sequence[Cell], data: Data, tell: Tell) ->
         tell(original.result())
 
 
-def done(cells: Iterable[Cell], data: Data) -> list[Record]:
-    """Return the records of the cells that have been run."""
-    kept = [cell for cell in cells if cell.path(data.cache).exists()]
-    return [record for cell in kept for record in _kept(cell, data)]
+def done(cells: Iterable[Cell], data: Data, earlier: Sequence[Record] = ()) -> list[list[Record]]:
+    """Return the records of each cell that has been run.
+
+    Args:
+        cells: those that are asked for.
+        data: where they are kept.
+        earlier: records of another run, for the cells that are not in this one's cache.
+    """
+    found = []
+    for cell in cells:
+        path = cell.path(data.cache)
+        if path.exists():
+            found.append([{"cell": path.stem, **record} for record in _kept(cell, data)])
+        elif taken_over := [record for record in earlier if record["cell"] == path.stem]:
+            found.append(taken_over)
+    return found
 
 
 def _kept(cell: Cell, data: Data) -> list[Record]:

@@ -95,8 +95,13 @@ def test_an_interrupted_run_goes_on(
     assert "8 of 8 cells measured" in capsys.readouterr().out
     records = json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8"))
     assert [record for record in records if record["encoder"] == "coin"] == partly
-    with pytest.raises(SystemExit, match="holds 16 records, and the cache has 0"):
-        reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], "--cache", str(tmp_path), *folders[4:]])
+    elsewhere = ["--cache", str(tmp_path), *folders[4:]]
+    reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], *elsewhere])
+    assert json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8")) == records
+    longer = replace(SCALE, sweep=(4, 7))
+    monkeypatch.setattr(reproduce_paper, "QUICK", replace(longer, epochs=(2,)))
+    reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], *elsewhere])
+    assert "6 of 10 cells measured" in capsys.readouterr().out, "what has other options now was not measured"
     for name in ("points", "epochs", "settings"):
         for suffix in ("png", "svg"):
             assert (tmp_path / "out" / f"reproduce_{name}.{suffix}").stat().st_size < 300_000
@@ -127,4 +132,4 @@ def test_a_cell_that_fails_leaves_the_others_done(
     data = Data(data_folder, tmp_path)
     with pytest.raises(RuntimeError, match="mnist\\+fashion: distill, 1 points, seed 0: CodeError"):
         running.run_cells([bad, good], data, 1, lambda _: None)
-    assert len(running.done([bad, good], data)) == 2
+    assert [len(records) for records in running.done([bad, good], data)] == [2]
