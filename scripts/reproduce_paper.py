@@ -5,8 +5,8 @@
 
 Trains originals, runs encoders on them in worker processes of one thread each, decodes every erasure pattern on the
 test parts, writes ``reproduce.json`` and the figures, prints the tables and puts them into the page. Originals and
-finished cells are kept in the cache: a run that was interrupted goes on where it was. Of cells that the cache lacks, records
-that ``reproduce.json`` already holds stay in it, until the cell's options change.
+finished cells are kept in the cache: a run that was interrupted goes on where it was. Of cells that the cache lacks,
+records that ``reproduce.json`` already holds stay in it, until the cell's options change.
 """
 
 from __future__ import annotations
