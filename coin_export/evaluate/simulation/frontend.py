@@ -125,6 +125,10 @@ class FrontEnd:
         line.answered()
         self._time(request, call, answered=True)
         line.abandoned.discard(call)
+        if self._scheme.tied:  # its twin never ends
+            for other in request.calls:
+                if other.dropped:
+                    request.lines[other.row].abandoned.discard(other)
         self._tally.executed += 1
         self._tally.executed_s += call.work
         actions = request.gather.arrived(call.row, self._clock.now)

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from coin_export.client.gather import Cause, Finish, GiveUp
+from coin_export.client.server import Limits
 from coin_export.code.design import default_code
+from coin_export.code.linear import LinearCode
 from coin_export.errors import UserError
 from coin_export.evaluate.simulation.group import simulate_group
 from coin_export.evaluate.simulation.placement import Placement
@@ -85,6 +87,19 @@ def test_the_coded_answer_stands_in_for_the_server_that_stands_still() -> None:
     tally = simulate_group(CODED_AT_ONCE, PAIR, [0.0, 1.0], works, [[(1.5, 5.0)], [], []])
     assert tally.latencies_s.tolist() == [2.0, 4.0]
     assert tally.executed == 6
+
+
+def test_an_abandoned_call_that_its_twin_drops_is_abandoned_no_more() -> None:
+    """Three requests are given up while an original and its copy stand still; the original goes on first.
+
+    So the copy's calls are dropped, as many as the bound allows. Later it must be asked in place of the original.
+    """
+    code = LinearCode.from_rows([[1.0, 0.0], [0.0, 1.0]])
+    stops = [[(0.0, 9.0), (50.0, 60.0)], [], [(0.0, 9.5)], []]
+    limits = Limits(abandoned_per_server=3, misses_in_a_row=100)
+    arrivals, works = [0.0, 0.1, 0.2, 51.0], [[0.1] * 4] * 4
+    tally = simulate_group(REPLICAS_FULL_TIED, code, arrivals, works, stops, deadline_s=1.0, limits=limits)
+    assert np.isnan(tally.latencies_s).tolist() == [True, True, True, False]
 
 
 def test_numbers_that_make_no_sense_are_refused() -> None:
