@@ -37,6 +37,7 @@ def test_every_network_can_be_distilled_and_twice_alike(case: str, start: Start)
     torch.manual_seed(99)
     assert same_bytes(first.state_dict, encode(originals, BETA, calibration, options).state_dict)
     assert first.cost.backward_passes == 3 * 3 * 2 + (15 if start == "coin" else 0)
+    assert all(tensor.is_contiguous() for tensor in first.state_dict.values())
 
 
 def test_a_fresh_start_knows_nothing_of_the_originals_weights() -> None:
