@@ -98,8 +98,7 @@ def test_an_interrupted_run_goes_on(
     elsewhere = ["--cache", str(tmp_path), *folders[4:]]
     reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], *elsewhere])
     assert json.loads((tmp_path / "out" / "reproduce.json").read_text("utf-8")) == records
-    longer = replace(SCALE, sweep=(4, 7))
-    monkeypatch.setattr(reproduce_paper, "QUICK", replace(longer, epochs=(2,)))
+    monkeypatch.setattr(reproduce_paper, "QUICK", replace(SCALE, sweep=(4, 7), epochs=(2,)))
     reproduce_paper.main(["--quick", "--stages", "report", *folders[:2], *elsewhere])
     assert "6 of 10 cells measured" in capsys.readouterr().out, "what has other options now was not measured"
     for name in ("points", "epochs", "settings"):
