@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Mapping, Sequence
+from typing import Literal
 
 from coin_export.client.transport import Parameter, RequestOptions, Timeout
 from coin_export.code.manifest import Group
 from coin_export.errors import DiscoveryError, RequestError, UserError
+
+Weights = Mapping[str, float] | Literal["coded"] | None
 
 _PLAIN = RequestOptions()
 
@@ -81,7 +84,7 @@ def wanted_rows(group: Group, wanted: Collection[str] | None) -> tuple[int, ...]
     return tuple(row for row, name in enumerate(originals) if name in wanted)
 
 
-def combination(group: Group, weights: Mapping[str, float] | None) -> tuple[float, ...]:
+def combination(group: Group, weights: Weights) -> tuple[float, ...]:
     """Return the coefficients of the weighted mean, k numbers that sum to one.
 
     Raises:
@@ -90,6 +93,10 @@ def combination(group: Group, weights: Mapping[str, float] | None) -> tuple[floa
     names = [member.name for member in group.originals]
     if weights is None:
         return (1 / len(names),) * len(names)
+    if weights == "coded":
+        return group.code.parities[0]
+    if isinstance(weights, str):
+        raise RequestError(f"weights is {weights!r}; give a number for each of {names}, or 'coded'")
     if not set(weights) <= set(names):
         raise RequestError(f"weights name {sorted(weights)}; the originals are {names}")
     if not all(0 <= weight < math.inf for weight in weights.values()) or not any(weights.values()):

@@ -28,11 +28,13 @@ class Goal(NamedTuple):
         rows: the originals that it needs.
         combination: the coefficients of the combination of all originals that is wanted; None for themselves.
         result: makes the answers.
+        coded: whether other members than these may be asked, too.
     """
 
     rows: tuple[int, ...]
     combination: tuple[float, ...] | None
     result: Callable[[Fanout, Finish], Answers]
+    coded: bool = True
 
 
 class Asking:
@@ -53,7 +55,6 @@ class Asking:
         self._goal = goal
         self._request = request
         self._attempts: list[Fanout] = []
-        self._waited_s = 0.0  # from the beginning of the request to the end of the last attempt
 
     async def answers(self, build: Build, watch: RequestWatch | None = None) -> Answers:
         """Return the answers.
@@ -66,19 +67,19 @@ class Asking:
             UndecodableError: if too few members answered in time.
         """
         outcome = await self._attempt(build, watch, self._request.started)
-        gave_up = self._request.started + self._waited_s
-        comparable = 0  # the first attempt on the build of the last; answers of two builds do not go together
+        gave_up = asyncio.get_running_loop().time()
         while isinstance(outcome, GiveUp) and len(self._attempts) < _MOST_ATTEMPTS:
-            arrived = {row for attempt in self._attempts[comparable:] for row in attempt.replies}
+            arrived = set(self._attempts[-1].replies)
             again = await self._pool.another_chance(build, len(self._attempts), gave_up, self._request.ends, arrived)
             if again is None:
                 break
-            if again is not build:
-                build, comparable = again, len(self._attempts)
-            outcome = await self._attempt(build, watch, asyncio.get_running_loop().time())
+            # Answers of two builds do not go together.
+            earlier = self._attempts[-1] if again is build else None
+            build = again
+            outcome = await self._attempt(build, watch, asyncio.get_running_loop().time(), earlier)
         if isinstance(outcome, Finish):
             return self._goal.result(self._attempts[-1], outcome)
-        raise undecodable(self._attempts[comparable:], outcome.cause, self._waited_s)
+        raise undecodable(self._attempts[-1], outcome.cause)
 
     async def watched_answers(self, build: Build, observers: Observers) -> Answers:
         """Return the answers as `answers` does, and tell observers how the request goes."""
@@ -99,14 +100,25 @@ class Asking:
             refusals = sum(attempt.refusals for attempt in self._attempts)
             watch.end(found, problem, decode_s=decode_s, refusals=refusals, budget_left=self._memory.bucket.left)
 
-    async def _attempt(self, build: Build, watch: RequestWatch | None, begins: float) -> Finish | GiveUp:
+    async def _attempt(
+        self, build: Build, watch: RequestWatch | None, begins: float, earlier: Fanout | None = None
+    ) -> Finish | GiveUp:
         goal = self._goal
-        gather = Gather(build.code, goal.rows, self._policy, self._memory, begins, self._request.ends, goal.combination)
-        fanout = Fanout(gather, build, self._request, watch)
+        gather = Gather(
+            build.code,
+            goal.rows,
+            self._policy,
+            self._memory,
+            begins,
+            self._request.ends,
+            goal.combination,
+            coded=goal.coded,
+            arrived=earlier.replies if earlier else (),
+        )
+        fanout = Fanout(gather, build, self._request, watch, earlier)
         self._attempts.append(fanout)
         try:
             fanout.start()
             return await fanout.outcome
         finally:
-            self._waited_s = fanout.elapsed_s
             fanout.close()

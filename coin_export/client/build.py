@@ -102,20 +102,21 @@ class Build:
         if limit != self.signature.max_batch_size:
             self.signature = Signature(self.group, limit)
 
-    def route(self, row: int, though_down: bool = False) -> Server | None:
+    def route(self, row: int, though_down: bool = False, besides: Collection[Server] = ()) -> Server | None:
         """Choose a server for a member.
 
         Args:
             row: the member.
             though_down: take one that counts as down, if all do; the bound on abandoned calls holds even then, and
                 so does the rule that its build must be known.
+            besides: servers that are not to be chosen.
 
         Returns:
             None when there is no such server.
         """
         routes = self._routes[row]
-        servers = [server for server in routes if server.usable]
-        if len(servers) < len(routes):
+        servers = [server for server in routes if server.usable and server not in besides]
+        if len(servers) + len(besides) < len(routes):
             for server in routes:
                 if server.in_doubt:
                     server.recheck()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from coin_export.client.answer import Answer, Answers, Array
 from coin_export.client.arguments import (
+    Weights,
     check_addresses,
     check_deadline,
     check_options,
@@ -85,6 +86,7 @@ class CodedClient:
         self._observers = Observers(observers)
         self._model_versions = check_versions(model_versions)
         self._connection: _Connection | None = None
+        self._connecting = asyncio.Lock()  # or two would connect at once, or one while another closes
 
     async def __aenter__(self) -> CodedClient:
         await self.connect()
@@ -117,28 +119,30 @@ class CodedClient:
             DiscoveryError: if they do not serve one whole, consistent group.
             TransportError: if certificates or keys cannot be read.
         """
-        if self._connection is not None:
-            return
-        pool = ServerPool(
-            self._addresses,
-            self._make_transport,
-            self._limits,
-            self._policy.route,
-            self._observers,
-            self._model_versions,
-        )
-        try:
-            await pool.discover(self._group_name)
-            self._connection = _Connection(pool, Memory(self._policy))
-        except BaseException:
-            await pool.close()
-            raise
+        async with self._connecting:
+            if self._connection is not None:
+                return
+            pool = ServerPool(
+                self._addresses,
+                self._make_transport,
+                self._limits,
+                self._policy.route,
+                self._observers,
+                self._model_versions,
+            )
+            try:
+                await pool.discover(self._group_name)
+                self._connection = _Connection(pool, Memory(self._policy))
+            except BaseException:
+                await pool.close()
+                raise
 
     async def close(self) -> None:
         """Wait a short time for calls under way (see `Limits`), then close the connections."""
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            await connection.pool.close()
+        async with self._connecting:
+            connection, self._connection = self._connection, None
+            if connection is not None:
+                await connection.pool.close()
 
     async def infer(
         self,
@@ -146,6 +150,7 @@ class CodedClient:
         *,
         deadline: float | None = None,
         wanted: Collection[str] | None = None,
+        coded: bool = True,
         request_id: str = "",
         priority: int = 0,
         timeout: Timeout = None,
@@ -162,6 +167,7 @@ class CodedClient:
             deadline: seconds after which the request ends, decoded or failed; None to wait for as long as enough
                 servers may still answer.
             wanted: names of the originals to answer for; all when not given.
+            coded: False to ask the wanted originals alone, and have each answer from itself or not at all.
             request_id: see `RequestOptions`, as for the following.
             priority: of the request in the servers' queues.
             timeout: microseconds, for the servers' queues; independent of the deadline, unless it is ``"deadline"``.
@@ -179,13 +185,13 @@ class CodedClient:
         """
         rows = wanted_rows(self.group, wanted)
         options = request_options(request_id, priority, timeout, headers, parameters, parameters_of)
-        return await self._ask(inputs, Goal(rows, None, answers), deadline, options)
+        return await self._ask(inputs, Goal(rows, None, answers, coded), deadline, options)
 
     async def infer_mean(
         self,
         inputs: Mapping[str, Array],
         *,
-        weights: Mapping[str, float] | None = None,
+        weights: Weights = None,
         deadline: float | None = None,
         request_id: str = "",
         priority: int = 0,
@@ -204,7 +210,7 @@ class CodedClient:
         Args:
             inputs: as for `infer`, like the arguments that are not named here.
             weights: by original; divided by their sum. An original that is not named has weight zero. All are equal
-                when not given.
+                when not given. ``"coded"`` for the first coded model's own coefficients, for which its answer suffices.
             deadline: seconds after which the request ends.
             request_id: of the request.
             priority: of the request.

@@ -15,7 +15,7 @@ from coin_export.client.answer import Array, Outputs
 from coin_export.client.build import Build
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
 from coin_export.client.server import Server, Task
-from coin_export.client.transport import Reply, RequestOptions
+from coin_export.client.transport import RefusedError, Reply, RequestOptions
 from coin_export.client.watch import CallWatch, RequestWatch
 from coin_export.errors import TransportError
 
@@ -53,6 +53,7 @@ class Fanout:
         build: chooses servers, and checks what comes back.
         request: what is sent.
         watch: is told of every call; None when nobody watches.
+        earlier: the last attempt at the same request on the same build, whose answers count.
 
     Attributes:
         request: what is sent.
@@ -70,11 +71,12 @@ class Fanout:
         build: Build,
         request: Request,
         watch: RequestWatch | None = None,
+        earlier: Fanout | None = None,
     ) -> None:
         self.request = request
         self.group = build.group
-        self.replies: dict[int, Reply] = {}
-        self.latency_s: dict[int, float] = {}
+        self.replies: dict[int, Reply] = dict(earlier.replies) if earlier else {}
+        self.latency_s: dict[int, float] = dict(earlier.latency_s) if earlier else {}
         self.failures: dict[int, str] = {}
         self.decode_s = 0.0
         self._gather = gather
@@ -83,8 +85,12 @@ class Fanout:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._calls: dict[int, _Call] = {}
-        self._accepted: Outputs | None = None  # an answer that the others must agree with
+        # An answer that the others must agree with.
+        self._accepted: Outputs | None = next((reply.outputs for reply in self.replies.values()), None)
         self._overdue: set[int] = set()  # calls that count as misses of their servers already
+        self._problems: dict[int, dict[Server, str]] = {}  # by row, with the servers that could not answer
+        self._unusable: list[tuple[Server, str]] = []  # of these, the servers whose answers were at fault
+        self._closed_at = math.inf
         self.outcome: asyncio.Future[Finish | GiveUp] = self._loop.create_future()
 
     @property
@@ -104,7 +110,7 @@ class Fanout:
     def close(self) -> None:
         """Lose interest: release the calls that nobody waits for any more."""
         self._set_timer(math.inf)
-        now = self._loop.time()
+        now = self._closed_at = self._loop.time()
         ended = self.outcome.done() and not self.outcome.cancelled()  # else the caller lost interest
         for row, call in self._calls.items():
             if call.task.done():
@@ -121,18 +127,26 @@ class Fanout:
                 self._gather.overtaken(row, now)
             if call.watch is not None:
                 call.watch.released(now, cancelled=cancelled)
+        used = self._used_rows()
+        if used:  # else it may be the request, not its servers, that nobody could make anything of
+            for server, problem in self._unusable:
+                server.unusable(problem)
         if self._watch is not None:
-            self._watch.settle(self._used_rows())
+            self._watch.settle(used)
 
     def outputs(self, rows: Iterable[int], name: str) -> list[Array]:
         """Return one output of the given members, whose answers have arrived."""
         return [self.replies[row].outputs[name] for row in rows]
 
     @property
-    def pending(self) -> dict[int, str]:
-        """Return the servers that were asked and have neither answered nor failed, by row."""
-        asked = {row: call.server.address for row, call in self._calls.items()}
-        return {row: address for row, address in asked.items() if row not in self.replies and row not in self.failures}
+    def silence(self) -> dict[int, str]:
+        """Say which servers were asked and had neither answered nor failed when the request was closed, by row."""
+        found = {}
+        for row, call in self._calls.items():
+            if row not in self.replies and row not in self.failures:
+                silence = f"server {call.server.address}: no answer after {1e3 * (self._closed_at - call.sent):.0f} ms"
+                found[row] = "; ".join([*self._problems.get(row, {}).values(), silence])
+        return found
 
     def _tell(self, event: Callable[..., list[Action]], *what: Any) -> None:
         """Tell the state machine of an event and carry out, in order, what it decides.
@@ -227,13 +241,21 @@ class Fanout:
         self, row: int, call: _Call, reply: Reply | None, error: BaseException | None, now: float
     ) -> list[Action]:
         problem = self._take(row, call.server, reply, error, now)
-        if error is None:
-            _judge(self._gather, row, call, now, answered=True)
         if call.watch is not None:
             call.watch.answered(now, problem)
         if not problem:
+            call.server.usable_answer()
+            _judge(self._gather, row, call, now, answered=True)
             return self._gather.arrived(row, now)
-        self.failures[row] = problem
+        if error is None:
+            self._unusable.append((call.server, problem))
+        problems = self._problems.setdefault(row, {})
+        problems[call.server] = problem
+        other = None if isinstance(error, RefusedError) else self._build.route(row, besides=problems)
+        if other is not None:
+            self._call(row, other, now)
+            return []
+        self.failures[row] = "; ".join(problems.values())
         return self._gather.failed(row, now)
 
     def _take(self, row: int, server: Server, reply: Reply | None, error: BaseException | None, now: float) -> str:

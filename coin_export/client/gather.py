@@ -10,7 +10,7 @@ Times are seconds on one clock of the driver's choice that never goes back.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import NamedTuple
 
@@ -80,6 +80,8 @@ class Gather:
         deadline: when it must have ended; infinite for never.
         combination: k coefficients; not the wanted originals themselves are asked for then, but this combination of
             them, which is direct when all of them have arrived.
+        coded: whether members that are not wanted may be asked, too; nothing is decoded otherwise.
+        arrived: members whose answers are at hand already, from an earlier attempt at the same request.
 
     Attributes:
         started: when the request began.
@@ -98,8 +100,12 @@ class Gather:
         started: float,
         deadline: float = math.inf,
         combination: tuple[float, ...] | None = None,
+        *,
+        coded: bool = True,
+        arrived: Collection[int] = (),
     ) -> None:
         self._code = code
+        self._members = code.members if coded else frozenset(wanted)
         self._wanted = tuple(wanted)
         self._wants_all = len(self._wanted) == code.k
         self._goal: tuple[Wanted, ...] = self._wanted if combination is None else (combination,)
@@ -107,15 +113,15 @@ class Gather:
         self._memory = memory
         self.started = started
         self._deadline = deadline
-        self._arrived: set[int] = set()
-        self._coded = 0  # how many of those that arrived are coded models
+        self._arrived = set(arrived)
+        self._coded = sum(row >= code.k for row in arrived)  # how many of those that arrived are coded models
         self._failed: set[int] = set()
-        self._missing = set(wanted)
-        self._askable = code.members  # not asked yet
+        self._missing = set(wanted).difference(arrived)
+        self._askable = self._members.difference(arrived)  # not asked yet
         self._withheld: set[int] = set()  # not asked, as their servers count as down
         self._resorted: set[int] = set()  # asked as a last resort, although their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
-        self._help_at = self._late_after(started, len(self._wanted))
+        self._help_at = self._late_after(started, len(self._wanted)) if coded else math.inf
         self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
@@ -132,7 +138,7 @@ class Gather:
     def lacked(self) -> frozenset[int]:
         """Whose answers the request lacks: the wanted ones that are missing; everybody's while decoding takes more."""
         decodable = not self._missing or self._decode_at is not None
-        return frozenset(self._missing) if decodable else self._code.members - self._arrived
+        return frozenset(self._missing) if decodable else self._members - self._arrived
 
     @property
     def patience_s(self) -> float:
@@ -142,9 +148,9 @@ class Gather:
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
         self._memory.bucket.earn(len(self._wanted))
-        rows = self._wanted
+        rows = tuple(row for row in self._wanted if row in self._missing)
         if self._help_at <= self.started:
-            rows = tuple(range(self._code.n))
+            rows = tuple(sorted(self._askable))
             # Everybody is asked, and nobody is late yet: what is withheld must not be asked in place of the others.
             self._help_at = min(self.started + self.patience_s, self._resort_at(self.started))
         return [self._ask(Send(rows), self._help_at), *self._wake()]
@@ -167,7 +173,7 @@ class Gather:
         self._failed.add(row)
         self._fall_out(row)
         self._askable -= {row}
-        if not self._code.decodable(self._code.members - self._failed, self._goal):
+        if not self._code.decodable(self._members - self._failed, self._goal):
             return self._give_up(Cause.TOO_FEW)
         return self._proceed(now)
 
@@ -185,6 +191,8 @@ class Gather:
         """Tell that the server of a member that was asked counts as down by now; its answer is welcome all the same."""
         if self.ended or row not in self._late_at or row in self._resorted:
             return []
+        if not self._arrived and len(self._wanted) > 1:
+            return []  # as long as nobody answers, everything may be slow: the budget holds
         self._fall_out(row)
         return self._proceed(now)
 

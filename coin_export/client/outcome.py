@@ -52,22 +52,19 @@ def mean(fanout: Fanout, finish: Finish) -> Answers:
     return Answers({group.name: answer})
 
 
-def undecodable(attempts: Sequence[Fanout], cause: Cause, waited_s: float) -> UndecodableError:
+def undecodable(last: Fanout, cause: Cause) -> UndecodableError:
     """Make the error: it hands over what arrived, and says of every other member why it is missing.
 
     Args:
-        attempts: to answer the request, on the same build.
-        cause: why the last one was given up.
-        waited_s: seconds from the beginning of the request until then.
+        last: the last attempt.
+        cause: why it was given up.
     """
-    last = attempts[-1]
     group, elapsed_s = last.group, last.elapsed_s
-    found = {row: _direct(attempt, row) for attempt in attempts for row in attempt.replies}
-    arrived = {group.members[row].name: answer for row, answer in sorted(found.items())}
+    arrived = {group.members[row].name: _direct(last, row) for row in sorted(last.replies)}
     failures = {
-        member.name: last.failures.get(row) or _silence(last.pending.get(row), waited_s)
+        member.name: last.failures.get(row) or last.silence.get(row, "it was not asked")
         for row, member in enumerate(group.members)
-        if row not in found
+        if row not in last.replies
     }
     message = (
         f"group {group.name!r}: {cause.value} after {1e3 * elapsed_s:.0f} ms; "
@@ -124,7 +121,3 @@ def _own_shapes(group: Group, rows: Sequence[int]) -> list[list[tuple[int, ...]]
         return [None] * len(group.outputs)
     own = [group.outputs_of(group.members[row]) for row in rows]
     return [[tensors[place].shape for tensors in own] for place in range(len(group.outputs))]
-
-
-def _silence(address: str | None, waited_s: float) -> str:
-    return "it was not asked" if address is None else f"server {address}: no answer after {1e3 * waited_s:.0f} ms"

@@ -1,10 +1,11 @@
 """One server as a client sees it: its calls under way, those abandoned, and whether it counts as down.
 
 Health: calls that fail, or are given up later than usual, one after the other without any answer in between, open
-the breaker (see `breaker`): the server counts as down. So does one that answers, but slowly for long, where the others
-suffice without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts it on
-probation, in which one more miss opens the breaker again and an answer, of a slow server some prompt ones, closes it
-for good.
+the breaker (see `breaker`): the server counts as down. So does one whose answers, one after the other, cannot be used
+(NaN, a wrong shape) while others' answers to the same requests can, and one that answers, but slowly for long, where
+the others suffice without it. It is then looked up (see `pool`), at most once at a time; a look-up that succeeds puts
+it on probation, in which one more miss opens the breaker again and an answer, of a slow server some prompt ones, closes
+it for good.
 
 The safety rule: where cancelling a call is unsafe for the server (see `transport`), a call that nobody waits for
 any more is abandoned: it runs to its end in its own task, and its answer is dropped. As each of them still costs the
@@ -23,6 +24,7 @@ from typing import Any
 from coin_export.client.breaker import Abandoned, Breaker, Lag
 from coin_export.client.discovery import Report, ask
 from coin_export.client.transport import RefusedError, Transport
+from coin_export.errors import UserError
 
 logger = logging.getLogger("coin_export.client")
 
@@ -39,7 +41,7 @@ class Limits:
         abandoned_per_server: with this many abandoned calls under way, or more, a server counts as down and is sent
             nothing until no more than half as many are left. Calls that are under way by then may be abandoned on top.
         misses_in_a_row: after this many calls that failed or were given up late, and none that was answered, a
-            server counts as down.
+            server counts as down; after this many answers that were unusable where others' were not, as well.
         silence_s: seconds between the first and the last of these calls, where any of them was only late: a short
             stall puts no server out of use.
         slow_s: a server of whose calls for so many seconds ``misses_in_a_row`` more took at least twice the usual time
@@ -51,6 +53,9 @@ class Limits:
         rediscovery_interval_s: all servers are looked up again after this time, when requests are made. A model that
             was replaced behind the same connection, under the same version number, shows only then.
         close_s: how long closing waits for calls under way.
+
+    Raises:
+        UserError: if one is out of its range.
     """
 
     abandoned_per_server: int = 64
@@ -61,6 +66,14 @@ class Limits:
     lookup_interval_s: float = 1.0
     rediscovery_interval_s: float = 30.0
     close_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        for name in ("abandoned_per_server", "misses_in_a_row"):
+            if not getattr(self, name) >= 1:
+                raise UserError(f"Limits.{name} is {getattr(self, name)}; give a number of at least 1")
+        for name in ("silence_s", "slow_s", "discovery_s", "lookup_interval_s", "rediscovery_interval_s", "close_s"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"Limits.{name} is {getattr(self, name)}; give seconds, none or more")
 
 
 class Server:
@@ -103,6 +116,7 @@ class Server:
         self._doubted = False
         self._doubts = self._doubts_at_look_up = 0
         self._breaker = Breaker(limits.misses_in_a_row, limits.silence_s)
+        self._unusable = Breaker(limits.misses_in_a_row, limits.silence_s)  # of answers, where others' were usable
         self.lag = Lag(limits.misses_in_a_row, limits.slow_s, limits.lookup_interval_s)
         self._calls: dict[Task, OnEnd | None] = {}
         self._abandoned = Abandoned(limits.abandoned_per_server)
@@ -219,6 +233,14 @@ class Server:
     def late(self) -> None:
         """Take note of a call whose answer should have been there by now, be it waited for any longer or not."""
         self._missed(self._breaker.late(asyncio.get_running_loop().time()), "no answer in the usual time")
+
+    def usable_answer(self) -> None:
+        """Take note of an answer that could be used."""
+        self._unusable.answered()
+
+    def unusable(self, problem: str) -> None:
+        """Take note of an answer that could not be used, to a request that others answered usably."""
+        self._missed(self._unusable.failed(asyncio.get_running_loop().time()), problem)
 
     def took_too_long(self, sent: float, now: float) -> None:
         """Take note of a call that has taken far longer than usual since it was sent, be it answered or not."""

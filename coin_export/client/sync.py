@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from coin_export.client.answer import Answer, Answers, Array
+from coin_export.client.arguments import Weights
 from coin_export.client.client import DEFAULT_LIMITS, DEFAULT_POLICY, DEFAULT_TRANSPORT, NOTHING, CodedClient
 from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observer
@@ -162,6 +163,7 @@ class SyncCodedClient:
         *,
         deadline: float | None = None,
         wanted: Collection[str] | None = None,
+        coded: bool = True,
         request_id: str = "",
         priority: int = 0,
         timeout: Timeout = None,
@@ -176,6 +178,7 @@ class SyncCodedClient:
                 inputs,
                 deadline=deadline,
                 wanted=wanted,
+                coded=coded,
                 request_id=request_id,
                 priority=priority,
                 timeout=timeout,
@@ -189,7 +192,7 @@ class SyncCodedClient:
         self,
         inputs: Mapping[str, Array],
         *,
-        weights: Mapping[str, float] | None = None,
+        weights: Weights = None,
         deadline: float | None = None,
         request_id: str = "",
         priority: int = 0,

@@ -133,7 +133,10 @@ class ModelConfig:
 
 
 class RefusedError(TransportError):
-    """The server took the request for wrong; this says nothing against the server."""
+    """The server, or what guards it, refuses a request: it is wrong, too large or not permitted.
+
+    This says nothing against the server, and another one would refuse it as well.
+    """
 
 
 class Transport(ABC):
@@ -244,6 +247,10 @@ def problem_with_headers(headers: Mapping[str, str]) -> str:
     for name, value in headers.items():
         if not isinstance(name, str) or not re.fullmatch(r"[0-9a-z_.-]+", name):
             return f"header {name!r}: gRPC takes lower-case names of [0-9a-z_.-]"
+        if name.endswith("-bin"):
+            return (
+                f"header {name!r}: gRPC takes bytes for names that end in '-bin', and HTTP does not; use another name"
+            )
         if not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
             return f"header {name!r}: gRPC takes printable ASCII text as value"
     return ""

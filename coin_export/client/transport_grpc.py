@@ -38,6 +38,12 @@ from coin_export.errors import TransportError
 CANCEL_SINCE = (2, 59)  # Triton 25.06
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
 _COMPRESSIONS = {None: None, "gzip": grpc.Compression.Gzip, "deflate": grpc.Compression.Deflate}
+_REFUSALS = (
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNAUTHENTICATED,
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,  # it is too large, or its sender has had his share
+)
 # What gRPC raises; a value that does not fit its field, too.
 _FAILURES = (grpc.RpcError, grpc.aio.BaseError, ValueError, TypeError)
 # What reading an answer raises that is not what Triton sends; gRPC itself hands over None in place of such a one.
@@ -177,7 +183,7 @@ class GrpcTransport(Transport):
         status = error.code()
         if status is grpc.StatusCode.UNAVAILABLE:
             self._version = None
-        kind = RefusedError if status is grpc.StatusCode.INVALID_ARGUMENT else TransportError
+        kind = RefusedError if status in _REFUSALS else TransportError
         return self._error(what, f"{status.name}: {error.details()}", kind)
 
     def _strange(self, what: str) -> TransportError:

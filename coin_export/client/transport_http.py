@@ -38,6 +38,7 @@ _KEEP_ALIVE_S = 1e9
 _QUESTION_S = 10.0
 # What reading an answer raises that is not what Triton sends: tritonclient takes its form for granted.
 _UNREADABLE = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError, EOFError, zlib.error)
+_REFUSALS = ("400", "401", "403", "413", "429", "431")
 _FLOATING = ("FP16", "FP32", "FP64")
 
 
@@ -169,7 +170,7 @@ class HttpTransport(Transport):
         except InferenceServerException as error:
             if error.status() == "503":
                 self._version = None
-            kind = RefusedError if error.status() == "400" else TransportError
+            kind = RefusedError if error.status() in _REFUSALS else TransportError
             raise self._error(what, f"HTTP {error.status()}: {error.message()}", kind) from error
         except (aiohttp.ClientError, asyncio.TimeoutError) as error:
             self._version = None

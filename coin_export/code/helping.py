@@ -13,6 +13,7 @@ from itertools import combinations
 from coin_export.code.linear import LinearCode, Wanted
 
 _SETS_PER_SIZE = 256  # beyond it the exact search would hold up a request
+_DIGITS = 9  # of noise gains that are compared: sets that are equally good must not differ by rounding
 
 
 @lru_cache(maxsize=4096)
@@ -52,15 +53,28 @@ def helpers(
     counted_on = expected | _indispensable(sorted(late), lambda rows: suffice(expected | rows | askable))
     if suffice(counted_on):
         return ()
-    useful = sorted(askable)
-    for size in range(1, len(useful)):
+    useful = [row for row in sorted(askable) if _adds_to(code, counted_on, row)]
+    for size in range(_fewest(code, wanted, counted_on), len(useful)):
         if math.comb(len(useful), size) > _SETS_PER_SIZE:
             break
-        sets = [rows for rows in combinations(useful, size) if suffice(counted_on.union(rows))]
-        if sets:
-            return min(sets, key=lambda rows: max(code.decoding(counted_on.union(rows), wanted).noise_gain))
+        sets = list(combinations(useful, size))
+        gains = code.noise_gains([counted_on.union(rows) for rows in sets], wanted).round(_DIGITS)
+        if gains.min() < math.inf:
+            return sets[int(gains.argmin())]
     # Coded models are left out before originals, whose answers carry no coding error.
     return tuple(sorted(_indispensable(useful[::-1], lambda rows: suffice(counted_on | rows))))
+
+
+def _adds_to(code: LinearCode, given: frozenset[int], row: int) -> bool:
+    """Tell whether a member's answer is anything but a sum of originals that are given."""
+    coded = row - code.k
+    return coded < 0 or any(value and index not in given for index, value in enumerate(code.parities[coded]))
+
+
+def _fewest(code: LinearCode, wanted: tuple[Wanted, ...], given: frozenset[int]) -> int:
+    """Return how many it takes at least: a coded answer, given or to come, for each wanted original not given."""
+    lacking = {item for item in wanted if isinstance(item, int)} - given
+    return max(1, len(lacking) - sum(row >= code.k for row in given))
 
 
 def _indispensable(rows: Iterable[int], suffice: Callable[[frozenset[int]], bool]) -> frozenset[int]:

@@ -172,6 +172,41 @@ class LinearCode:
             )
         return decoding
 
+    def noise_gains(
+        self, arrivals: Sequence[Collection[int]], wanted: Collection[Wanted] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """Return the worst noise gain of `decoding` for each of several sets of arrived models.
+
+        A stack of small pseudo-inverses, many times faster than one `decoding` after the other.
+
+        Args:
+            arrivals: for each set, the indices of the models whose outputs would be at hand.
+            wanted: as for `decoding`.
+
+        Returns:
+            One number a set; infinite where it does not determine what is wanted.
+        """
+        parities, target = np.asarray(self.parities), _targets(self, _wanted(self, wanted))
+        here = np.array([[row in arrived for row in range(self.n)] for arrived in map(frozenset, arrivals)])
+        originals, coded = here[:, : self.k], here[:, self.k :]
+        known = originals | (coded @ self._replicas)
+        mixed = coded & ~self._replicas.any(axis=1)
+        rows, columns = mixed.any(axis=0), ~known.all(axis=0)
+        lost = ~known[:, None, columns]
+        goal = target[:, columns] * lost
+        to_solve = parities[rows][:, columns] * mixed[:, rows, None] * lost
+        on_mixed = goal @ np.linalg.pinv(to_solve)
+        solved = np.isclose(on_mixed @ to_solve, goal, atol=_SOLVED).all(axis=(1, 2))
+        on_replicas = (target - on_mixed @ parities[rows]) * (known & ~originals)[:, None]
+        gains = np.hypot(np.linalg.norm(on_mixed, axis=2), np.linalg.norm(on_replicas, axis=2))
+        return np.where(solved, gains.max(axis=1), np.inf)
+
+    @cached_property
+    def _replicas(self) -> npt.NDArray[np.bool_]:
+        """Of which original each coded model is a replica, if of any: shape (m, k)."""
+        originals = [self.replicated(row) for row in range(self.k, self.n)]
+        return np.array([[original == column for column in range(self.k)] for original in originals])
+
     def erasure_patterns(self) -> Iterator[tuple[int, ...]]:
         """Yield every set of at most m lost models, an original among them, that can be made good, smallest first.
 
@@ -251,6 +286,12 @@ def _wanted(code: LinearCode, wanted: Collection[Wanted] | None) -> tuple[Wanted
     return chosen
 
 
+def _targets(code: LinearCode, wanted: Sequence[Wanted]) -> Matrix:
+    """Return the coefficients of what is wanted, shape (wanted, k)."""
+    identity = np.eye(code.k)
+    return np.array([item if isinstance(item, tuple) else identity[item] for item in wanted]).reshape(-1, code.k)
+
+
 @lru_cache(maxsize=4096)
 def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[Wanted, ...]) -> Decoding | None:
     """Solve ``weights @ generator[sources] = target`` with least weight on coded rows."""
@@ -263,9 +304,10 @@ def _solve(code: LinearCode, arrived: frozenset[int], wanted: tuple[Wanted, ...]
                 mixed.append(index)
             else:  # it carries no coding error, and so is as good as the original itself
                 known.setdefault(replicated, index)
+    if len({item for item in wanted if isinstance(item, int)}.difference(known)) > len(mixed):
+        return None  # each takes an equation of its own
     unknown = [index for index in range(code.k) if index not in known]
-    identity = np.eye(code.k)
-    target = np.array([item if isinstance(item, tuple) else identity[item] for item in wanted]).reshape(-1, code.k)
+    target = _targets(code, wanted)
     parities = np.asarray(code.parities)[[index - code.k for index in mixed]]
     # Rows of the pseudo-inverse have the least norm among all that recover an unknown: the least noise gain.
     recover = np.linalg.pinv(parities[:, unknown]) if mixed and unknown else np.zeros((len(unknown), len(mixed)))

@@ -29,7 +29,7 @@ from coin_export.repository.config import (
     read_manifest,
     whole_shapes,
 )
-from coin_export.repository.layout import VERSION, model_folders, onnx_path
+from coin_export.repository.layout import model_folders, onnx_path, versions
 
 PLATFORMS = ("", "onnxruntime_onnx")
 _TRIED_BATCHES = (1, 3)
@@ -160,8 +160,8 @@ def _check_group(member: _Member, members: Mapping[str, _Member]) -> str:
 
 
 def _check_digest(member: _Member) -> str:
-    versions = sorted(entry.name for entry in member.folder.iterdir() if entry.is_dir() and entry.name.isdecimal())
-    _require(versions == [VERSION], f"the version folders are {versions}; there must be {VERSION!r} alone")
+    found = versions(member.folder)
+    _require(len(found) == 1, f"the version folders are {found}; there must be one of them, with the group's build")
     _require(member.onnx_path.is_file(), f"{member.onnx_path} is missing; build the group again")
     (expected,) = (item.digest for item in member.group.members if item.name == member.name)
     digest = file_digest(member.onnx_path)

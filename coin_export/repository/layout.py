@@ -1,5 +1,8 @@
 """Model repositories on disk: ``<repository>/<model>/config.pbtxt`` and ``<repository>/<model>/1/model.onnx``.
 
+A build that takes the place of another one gets the next version number, as a client of a server that reloads its
+models tells builds apart by it.
+
 Reading needs the base installation only. Writing replaces the repository as a whole, or leaves it as it was.
 """
 
@@ -28,7 +31,7 @@ from coin_export.repository.config import (
 if TYPE_CHECKING:
     from coin_export.repository.options import RepositoryOptions
 
-VERSION = "1"
+FIRST_VERSION = "1"
 ONNX_FILE = "model.onnx"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 
@@ -92,7 +95,8 @@ class Repository:
 def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path], options: RepositoryOptions) -> None:
     """Write a group into a model repository, in place of an earlier build of the same group.
 
-    Everything else that the folder holds is carried over unchanged. A reader sees the repository as it was or as
+    Its version is 1, or the next number where it replaces a build that differs. Everything else that the folder holds
+    is carried over unchanged. A reader sees the repository as it was or as
     it will be, nothing between; on any failure it stays as it was.
 
     Args:
@@ -111,12 +115,13 @@ def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path],
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as stage:
+            version = _version(target, group)
             for path in _others(target, group.name, list(onnx_files)):
                 _carry_over(path, stage / path.name)
             for name, text in configs.items():
-                (stage / name / VERSION).mkdir(parents=True)
+                (stage / name / version).mkdir(parents=True)
                 (stage / name / CONFIG_FILE).write_text(text, encoding="utf-8")
-                shutil.copyfile(onnx_files[name], stage / name / VERSION / ONNX_FILE)
+                shutil.copyfile(onnx_files[name], stage / name / version / ONNX_FILE)
     except OSError as error:
         raise RepositoryError(
             f"{target}: the model repository cannot be written: {error}; it is as it was before. Check the free "
@@ -165,9 +170,14 @@ def model_folders(path: Path) -> list[Path]:
         raise RepositoryError(f"{path}: not a folder that can be read: {error.strerror}; name a repository") from error
 
 
+def versions(folder: Path) -> list[str]:
+    """Return the versions of the model in ``folder``, the newest last."""
+    return sorted((entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name.isdecimal()), key=int)
+
+
 def onnx_path(folder: Path) -> Path:
-    """Return where the ONNX file of the model in ``folder`` is."""
-    return folder / VERSION / ONNX_FILE
+    """Return where the ONNX file of the model in ``folder`` is, of the newest version, which Triton serves."""
+    return folder / [FIRST_VERSION, *versions(folder)][-1] / ONNX_FILE
 
 
 def _read_member(folder: Path) -> tuple[Group, MemberFiles] | None:
@@ -245,7 +255,7 @@ def _others(target: Path, group: str, names: Collection[str]) -> Iterable[Path]:
     """
     others = []
     for path in sorted(target.iterdir()) if target.exists() else ():
-        if _membership(path) == (group, path.name):
+        if _build_of(path, group) is not None:
             continue
         if path.name in names:
             raise RepositoryError(
@@ -256,15 +266,24 @@ def _others(target: Path, group: str, names: Collection[str]) -> Iterable[Path]:
     return others
 
 
-def _membership(path: Path) -> tuple[str, str] | None:
-    """Return which group, and which of its members, a folder says that it is; None if that cannot be told."""
+def _version(target: Path, group: Group) -> str:
+    """Return the version of a build: that of the build in its place if it is the same, else the next one."""
+    paths = sorted(target.iterdir()) if target.exists() else []
+    earlier = {path: found for path in paths if (found := _build_of(path, group.name)) is not None}
+    newest = max((int(version) for path in earlier for version in versions(path)), default=0)
+    same = {found.generation for found in earlier.values()} == {group.generation}
+    return str(newest) if same and newest else str(newest + 1)
+
+
+def _build_of(path: Path, group: str) -> Group | None:
+    """Return the group as a folder describes it that says that it is its member; None if it is not, or cannot tell."""
     if not (path / CONFIG_FILE).is_file():
         return None
     try:
         manifest = read_manifest(read_config(path / CONFIG_FILE), str(path))
     except CoinExportError:
         return None
-    return (manifest[0].name, manifest[1]) if manifest else None
+    return manifest[0] if manifest and (manifest[0].name, manifest[1]) == (group, path.name) else None
 
 
 def _carry_over(source: Path, destination: Path) -> None:

@@ -12,7 +12,7 @@ from tritonclient.grpc import service_pb2
 
 from tests.client.fake_triton import FakeTriton
 
-_STATUS = {"INVALID_ARGUMENT": 400, "INTERNAL": 500, "UNAVAILABLE": 503}
+_STATUS = {"INVALID_ARGUMENT": 400, "PERMISSION_DENIED": 403, "INTERNAL": 500, "UNAVAILABLE": 503}
 _LENGTH = "Inference-Header-Content-Length"
 
 

@@ -295,6 +295,30 @@ def test_a_member_whose_server_goes_down_meanwhile_is_replaced_although_the_budg
     assert [type(action) for action in gather.arrived(2, 0.030)] == [Finish], "and no grace is given to it"
 
 
+def test_while_nobody_answers_the_budget_holds_whatever_counts_as_down() -> None:
+    policy = Policy(AfterDelay(0.010), budget=Budget(0.0, 0.0))
+    gather = Gather(PAIR, (0, 1), policy, Memory(policy), 0.0, 1.0)
+    gather.start()
+    actions = gather.woken(0.010) + gather.doubted(0, 0.020) + gather.doubted(1, 0.020)
+    assert not any(isinstance(action, Send) for action in actions), "everything may be slow"
+    gather.arrived(1, 0.030)
+    assert Send((2,)) in gather.doubted(0, 0.040)
+    alone = Gather(PAIR, (0,), policy, Memory(policy), 0.0, 1.0)
+    alone.start()
+    assert Send((1, 2)) in alone.doubted(0, 0.020), "where one answer is all that is waited for, there is nobody else"
+
+
+@pytest.mark.parametrize(
+    ("policy", "asked"), [(SOON, (1, 2, 4)), (Policy(OnlyWhenDown(), AsSoonAsDecodable()), (1, 2))]
+)
+def test_what_an_earlier_attempt_has_brought_is_not_asked_for_again(policy: Policy, asked: tuple[int, ...]) -> None:
+    gather = Gather(default_code(3, 2), (0, 1, 2), policy, Memory(policy), 0.0, 1.0, arrived=(0, 3))
+    assert gather.start()[0] == Send(asked)
+    (outcome,) = gather.arrived(1, 0.010)
+    assert isinstance(outcome, Finish) and outcome.direct == (0, 1) and outcome.erased == (2, 4)
+    assert outcome.decoding is not None and 3 in outcome.decoding.sources
+
+
 def test_a_wake_up_that_comes_too_early_is_asked_for_again() -> None:
     gather = Gather(PAIR, (0, 1), EVERYBODY, Memory(EVERYBODY), 0.0, 1.0)
     assert gather.start() == [Send((0, 1, 2)), Wake(1.0)]

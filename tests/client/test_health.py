@@ -142,11 +142,12 @@ async def test_a_server_whose_look_ups_succeed_and_whose_calls_fail_is_tried_onc
         assert servers[0].asked <= 3 + probes
 
 
-async def test_refused_requests_put_no_server_out_of_use() -> None:
+@pytest.mark.parametrize("status", ["INVALID_ARGUMENT", "UNAUTHENTICATED", "PERMISSION_DENIED", "RESOURCE_EXHAUSTED"])
+async def test_refused_requests_put_no_server_out_of_use(status: str) -> None:
     servers = one_each(GROUP)
     async with started(*servers) as addresses, CodedClient(addresses, policy=PATIENT, limits=SELDOM) as client:
         for server in servers:
-            server.reply = aborting("INVALID_ARGUMENT", "unexpected parameter")
+            server.reply = aborting(status, "unexpected parameter")
         for _ in range(10):
             with pytest.raises(UndecodableError):
                 await client.infer({"input": BATCH})

@@ -203,6 +203,9 @@ async def test_headers_compression_and_errors() -> None:
         with pytest.raises(RefusedError) as caught:
             await transport.infer("a", encoded, ["logits"], PLAIN)
         assert str(caught.value) == f"server {address}, model 'a': HTTP 400: unexpected shape"
+        server.reply = aborting("PERMISSION_DENIED", "who are you")
+        with pytest.raises(RefusedError, match="HTTP 403: who are you"):
+            await transport.infer("a", encoded, ["logits"], PLAIN)
         await transport.server_metadata()
         assert transport.version == "2.51.0" and transport.may_cancel
         server.reply = aborting("UNAVAILABLE", "the queue is full")

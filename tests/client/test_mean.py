@@ -24,6 +24,7 @@ from coin_export.client import (
 )
 from coin_export.client.gather import Cause, Finish, GiveUp
 from coin_export.code.linear import LinearCode
+from coin_export.code.manifest import Group
 from coin_export.errors import RequestError, UndecodableError
 from tests.client.fake_triton import PIXELS, aborting, make_group, one_each, started, weights_of
 from tests.client.scripted import Reaction, ScriptedTransport, run_virtually
@@ -96,17 +97,17 @@ def test_a_mean_that_cannot_be_determined_is_given_up() -> None:
     assert found.outcome == GiveUp(Cause.DEADLINE) and found.ended_at == 5.0
 
 
-def truth(weights: Mapping[str, float]) -> npt.NDArray[np.float32]:
-    return BATCH @ sum(weight * weights_of(GROUP, name) for name, weight in weights.items())
+def truth(weights: Mapping[str, float], group: Group = GROUP) -> npt.NDArray[np.float32]:
+    return BATCH @ sum(weight * weights_of(group, name) for name, weight in weights.items())
 
 
-def ask_scripted(reactions: Mapping[str, Reaction], policy: Policy, **options: Any) -> Answer:
+def ask_scripted(reactions: Mapping[str, Reaction], policy: Policy, group: Group = GROUP, **options: Any) -> Answer:
     """Ask a group whose members react as given, on a virtual clock."""
-    addresses = {f"{member.name}:1": member.name for member in GROUP.members}
+    addresses = {f"{member.name}:1": member.name for member in group.members}
 
     def transport(address: str, _: TransportOptions) -> ScriptedTransport:
         member = addresses[address]
-        return ScriptedTransport(address, GROUP, [member], repeat(reactions.get(member, Reaction())))
+        return ScriptedTransport(address, group, [member], repeat(reactions.get(member, Reaction())))
 
     async def ask() -> Answer:
         async with CodedClient(list(addresses), policy=policy, make_transport=transport) as client:
@@ -133,9 +134,20 @@ def test_a_straggler_is_made_good_and_the_weights_are_divided_by_their_sum() -> 
     np.testing.assert_allclose(answer.as_numpy("logits"), truth({"a": 0.5, "b": 0.5}), rtol=1e-5)
 
 
+def test_the_coded_models_own_weights_need_no_other_answer_whatever_they_are() -> None:
+    uneven = make_group(LinearCode.from_rows([[1, 3]]))
+    silent = {"a": Reaction(math.inf), "b": Reaction(math.inf)}
+    answer = ask_scripted(silent, Policy(), uneven, weights="coded", deadline=1.0)
+    assert answer.source is Source.DECODED and answer.noise_gain == pytest.approx(1.0)
+    np.testing.assert_allclose(answer.as_numpy("logits"), truth({"a": 0.25, "b": 0.75}, uneven), rtol=1e-5)
+    with pytest.raises(UndecodableError):
+        ask_scripted(silent, Policy(), uneven, deadline=1.0)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
+        ("equal", r"weights is 'equal'; give a number for each of \['a', 'b'\], or 'coded'"),
         ({"c": 1.0}, r"weights name \['c'\]; the originals are \['a', 'b'\]"),
         ({"a": -1.0, "b": 2.0}, "none negative"),
         ({"a": math.nan}, "finite"),
@@ -143,7 +155,7 @@ def test_a_straggler_is_made_good_and_the_weights_are_divided_by_their_sum() -> 
         ({}, "not all zero"),
     ],
 )
-def test_unusable_weights_are_refused(weights: Mapping[str, float], message: str) -> None:
+def test_unusable_weights_are_refused(weights: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         ask_scripted({}, Policy(), weights=weights)
 

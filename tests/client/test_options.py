@@ -89,6 +89,7 @@ def test_a_call_has_at_least_a_microsecond_left_and_other_options_stay_as_they_a
         ({"request_id": "\ud800"}, "request_id is .*; give a text that can be encoded"),
         ({"parameters": {"text": "\ud800"}}, "parameter 'text' cannot be encoded"),
         ({"headers": {"x-tenant": "one\ntwo"}}, "header 'x-tenant': gRPC takes printable ASCII"),
+        ({"headers": {"trace-bin": "AAE="}}, "header 'trace-bin': gRPC takes bytes for names that end in '-bin'"),
     ],
 )
 async def test_what_does_not_fit_is_refused_before_anything_is_sent(options: dict[str, Any], message: str) -> None:
@@ -137,7 +138,6 @@ def test_the_synchronous_face_sends_the_same(kind: type[FakeTriton], transport: 
         assert servers[0].request.id == "r7" and servers[0].headers["x-tenant"] == "t"
         assert "seed" not in parameters_of(servers[1])
         # To a single original, without any coding, through the same client.
-        with SyncCodedClient(addresses, policy=Policy(OnlyWhenDown()), make_transport=transport) as plain:
-            assert list(plain.infer({"input": BATCH}, wanted=["b"])) == ["b"]
+        assert list(client.infer({"input": BATCH}, wanted=["b"], coded=False)) == ["b"]
         assert [server.asked for server in servers[:2]] == [1, 2]
-        assert servers[2].asked <= 1, "by the first client, whose answer did not wait for it"
+        assert servers[2].asked <= 1, "by the first request, whose answer did not wait for it"

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import Any
+
+import pytest
 
 from coin_export.client import Limits
 from coin_export.client.server import Server
+from coin_export.errors import UserError
 from tests.client.fake_triton import make_group
 from tests.client.scripted import ScriptedTransport
 
@@ -38,6 +43,22 @@ async def test_a_released_call_runs_to_its_end_and_nobody_is_told() -> None:
     assert server.usable and server.calls == () and room == [False, True]
     server.release(kept)  # a call that has ended stays as it is
     assert server.usable
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"abandoned_per_server": 0},
+        {"misses_in_a_row": 0},
+        {"silence_s": -0.1},
+        {"slow_s": math.nan},
+        {"close_s": -1.0},
+    ],
+)
+def test_limits_out_of_range_are_refused(limits: dict[str, Any]) -> None:
+    ((name, value),) = limits.items()
+    with pytest.raises(UserError, match=f"Limits.{name} is {value}; give"):
+        Limits(**limits)
 
 
 async def test_a_server_with_too_many_abandoned_calls_is_used_again_when_half_the_bound_is_left() -> None:

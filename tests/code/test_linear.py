@@ -49,6 +49,20 @@ def test_decodable_means_in_the_row_space_of_what_arrived(case: tuple[LinearCode
         assert code.decodable(arrived, [original]) == in_row_space(code, arrived, original)
 
 
+@given(codes(), st.data())
+def test_noise_gains_of_many_sets_are_those_of_one_decoding_after_the_other(
+    code: LinearCode, data: st.DataObject
+) -> None:
+    sets = data.draw(st.lists(st.frozensets(st.integers(0, code.n - 1)), min_size=1, max_size=8))
+    wanted = data.draw(st.sampled_from([None, [0], [tuple(1 / code.k for _ in range(code.k))]]))
+    gains = code.noise_gains(sets, wanted)
+    for arrived, gain in zip(sets, gains, strict=True):
+        if code.decodable(arrived, wanted):
+            assert gain == pytest.approx(max(code.decoding(arrived, wanted).noise_gain), rel=1e-6, abs=1e-9)
+        else:
+            assert gain == np.inf
+
+
 @given(codes_with_arrivals(), st.integers(0, 2**32 - 1))
 def test_decoding_returns_every_original_exactly(case: tuple[LinearCode, list[int]], seed: int) -> None:
     code, arrived = case

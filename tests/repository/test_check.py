@@ -63,6 +63,7 @@ def edit(text: str, replacement: str) -> Callable[[Path], None]:
             "the group says",
         ),
         (lambda target: write_onnx(target / "b/1/model.onnx", 7), {"digest"}, "has digest sha256:"),
+        (lambda target: (target / "b/2").mkdir(), {"digest", "versions", "interface", "run"}, "folders are ['1', '2']"),
         (
             lambda target: write_onnx(target / "b/1/model.onnx", 7, ir_version=11),
             {"digest", "versions"},

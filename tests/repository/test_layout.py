@@ -45,7 +45,7 @@ def test_a_new_build_replaces_its_own_models_and_nothing_else(built: Group, targ
     after = contents(target)
     own = {path for path in before if path.split("/")[0] in "abc"}
     assert {path for path in after if path.split("/")[0] in "abcd"} == {
-        p.replace("c", "d", 1) if p[0] == "c" else p for p in own
+        (p.replace("c", "d", 1) if p[0] == "c" else p).replace("/1", "/2") for p in own
     }
     assert {path: after[path] for path in before if path not in own} == {
         path: before[path] for path in before if path not in own
@@ -54,6 +54,17 @@ def test_a_new_build_replaces_its_own_models_and_nothing_else(built: Group, targ
     assert repository.groups == (group,)
     assert repository.foreign == ("foreign", "link")
     assert siblings(target) == ["models"]
+
+
+def test_a_build_that_differs_from_the_one_in_its_place_gets_the_next_version(target: Path, tmp_path: Path) -> None:
+    def versions() -> set[str]:
+        return {path.parent.name for path in target.glob("*/*/model.onnx")}
+
+    for seed, version in ((0, "1"), (0, "1"), (7, "2"), (7, "2"), (0, "3")):
+        group = make_group(tmp_path, seed=seed)
+        write_repository(target, group, files_of(tmp_path, group), OPTIONS)
+        assert versions() == {version}
+        assert read_repository(target).onnx_path("a") == target / "a" / version / "model.onnx"
 
 
 def test_two_groups_live_side_by_side(built: Group, target: Path, tmp_path: Path) -> None:
