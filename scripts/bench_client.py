@@ -8,8 +8,8 @@ their requests' tensors and read all answers as numpy arrays. They take turns in
 a busy machine disturbs both alike; ratios are of one repeat's blocks, and the median over repeats counts.
 
 The second part has no wire: the whole of `CodedClient.infer` on a transport that answers at once, for k originals and
-one coded model; "decoding" has one original's answer come too late each time. It also times one decoding of eight
-originals of 32 x 1,000 outputs.
+one coded model; "decoding" has one original's answer come too late each time. It also times the choice of whom to ask
+in place of several late originals, and one decoding of eight originals of 32 x 1,000 outputs.
 
 Writes ``client_overhead.json`` (the ratios), ``client_cost.json`` (microseconds) and ``client_overhead.meta.json``.
 """
@@ -36,7 +36,7 @@ from coin_export.client import AtOnce, CodedClient, Policy
 from coin_export.datasets import bundled
 from coin_export.serve.embedded import EmbeddedServer, start_all, stop_all
 from scripts.bench.bare import BareGather
-from scripts.bench.cost import bench_cost, bench_decode, iqr
+from scripts.bench.cost import bench_choice, bench_cost, bench_decode, iqr
 from scripts.bench.group import DATA_SETS, INPUT, OUTPUT, coded_group
 from scripts.bench.machine import describe
 from scripts.bench.pages import replace_between
@@ -202,6 +202,7 @@ def main() -> None:
         for case in ("direct", "decoding")
         for k in (2, 4, 8, 16, 32)
     ]
+    costs += [bench_choice(k, m, late, repeats) for k, m, late in ((2, 1, 1), (8, 2, 2), (16, 4, 3), (32, 8, 4))]
     costs.append(bench_decode(repeats))
     ratios = bench_servers(options.repository, options.modes, options.concurrencies, size) if options.modes else []
     tables = {"ratios": ratios_table(ratios), "costs": costs_table(costs)}

@@ -73,9 +73,11 @@ class Asking:
             again = await self._pool.another_chance(build, len(self._attempts), gave_up, self._request.ends, arrived)
             if again is None:
                 break
-            # Answers of two builds do not go together.
-            earlier = self._attempts[-1] if again is build else None
-            build = again
+            earlier: Fanout | None = self._attempts[-1]
+            if again is not build:  # answers of two builds do not go together
+                build, earlier = again, None
+                if watch is not None:
+                    watch.settle()
             outcome = await self._attempt(build, watch, asyncio.get_running_loop().time(), earlier)
         if isinstance(outcome, Finish):
             return self._goal.result(self._attempts[-1], outcome)

@@ -116,12 +116,12 @@ class Build:
         """
         routes = self._routes[row]
         servers = [server for server in routes if server.usable and server not in besides]
-        if len(servers) + len(besides) < len(routes):
+        if len(servers) < len(routes):
             for server in routes:
-                if server.in_doubt:
+                if server.in_doubt and server not in besides:
                     server.recheck()
         if not servers and though_down:
-            servers = [server for server in routes if server.has_room and not server.in_doubt]
+            servers = [s for s in routes if s.has_room and not s.in_doubt and s not in besides]
         if len(servers) < 2:
             return servers[0] if servers else None
         return servers[self._routing.choose([server.outstanding for server in servers], self._rng)]

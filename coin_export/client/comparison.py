@@ -29,7 +29,7 @@ class Comparison:
         Args:
             row: the member.
             took_s: seconds since the call was sent.
-            answered: whether it has ended with an answer, usable or not.
+            answered: whether it has ended with a usable answer.
 
         Returns:
             True for a prompt answer, False for a call that took too long; None if there is no telling, or not yet.
@@ -42,3 +42,7 @@ class Comparison:
         self._prompt += prompt and wanted
         self._judged.add(row)
         return prompt
+
+    def asked_anew(self, row: int) -> None:
+        """Take note that a member is asked once more, at another server."""
+        self._judged.discard(row)

@@ -15,9 +15,11 @@ from coin_export.client.answer import Array, Outputs
 from coin_export.client.build import Build
 from coin_export.client.gather import Action, Finish, Gather, GiveUp, Send, Wake
 from coin_export.client.server import Server, Task
-from coin_export.client.transport import RefusedError, Reply, RequestOptions
+from coin_export.client.transport import Reply, RequestOptions
 from coin_export.client.watch import CallWatch, RequestWatch
 from coin_export.errors import TransportError
+
+_MOST_SERVERS = 2  # that a request asks for one member
 
 
 class Request(NamedTuple):
@@ -132,7 +134,7 @@ class Fanout:
             for server, problem in self._unusable:
                 server.unusable(problem)
         if self._watch is not None:
-            self._watch.settle(used)
+            self._watch.settle(used, more_to_come=ended and not used)
 
     def outputs(self, rows: Iterable[int], name: str) -> list[Array]:
         """Return one output of the given members, whose answers have arrived."""
@@ -177,7 +179,7 @@ class Fanout:
     def _send(self, send: Send, now: float) -> list[Action]:
         actions: list[Action] = []
         for row in send.rows:
-            server = self._build.route(row, send.though_down)
+            server = self._build.route(row, send.though_down, self._problems.get(row, ()))
             if server is None:
                 self.failures[row] = self._build.why_no_route(row)
                 told = self._gather.failed if send.though_down else self._gather.withheld
@@ -247,15 +249,20 @@ class Fanout:
             call.server.usable_answer()
             _judge(self._gather, row, call, now, answered=True)
             return self._gather.arrived(row, now)
-        if error is None:
-            self._unusable.append((call.server, problem))
         problems = self._problems.setdefault(row, {})
         problems[call.server] = problem
-        other = None if isinstance(error, RefusedError) else self._build.route(row, besides=problems)
-        if other is not None:
-            self._call(row, other, now)
-            return []
         self.failures[row] = "; ".join(problems.values())
+        # Not one server after the other: they may fail because of the request.
+        may_ask = len(problems) < _MOST_SERVERS and not isinstance(error, asyncio.CancelledError)
+        if may_ask and now < self.request.ends:
+            other = self._build.route(row, besides=problems)
+            if other is not None:
+                self._overdue.discard(row)
+                self._gather.comparison.asked_anew(row)
+                self._call(row, other, now)
+                return []
+            if self._build.route(row, though_down=True, besides=problems):
+                return self._gather.withheld(row, now)
         return self._gather.failed(row, now)
 
     def _take(self, row: int, server: Server, reply: Reply | None, error: BaseException | None, now: float) -> str:
@@ -268,11 +275,14 @@ class Fanout:
             raise error
         assert reply is not None
         signature = self._build.signature
-        problem = self._build.problem_with(row, server, reply.model_version) or signature.problem_with(
-            row, reply.outputs, self.request.batch, self._accepted
-        )
+        where = f"server {server.address}, model {signature.members[row]!r}"
+        problem = self._build.problem_with(row, server, reply.model_version)
         if problem:
-            return f"server {server.address}, model {signature.members[row]!r}: {problem}"
+            return f"{where}: {problem}"
+        problem = signature.problem_with(row, reply.outputs, self.request.batch, self._accepted)
+        if problem:
+            self._unusable.append((server, f"{where}: {problem}"))
+            return f"{where}: {problem}"
         self._accepted = reply.outputs
         self.replies[row] = reply
         self.latency_s[row] = now - self.request.started

@@ -121,7 +121,8 @@ class Gather:
         self._withheld: set[int] = set()  # not asked, as their servers count as down
         self._resorted: set[int] = set()  # asked as a last resort, although their servers count as down
         self._late_at: dict[int, float] = {}  # of the members that were asked and have neither answered nor failed
-        self._help_at = self._late_after(started, len(self._wanted)) if coded else math.inf
+        self._doubted: set[int] = set()  # members whose servers came to count as down while nobody had answered
+        self._help_at = self._late_after(started, len(self._missing)) if coded else math.inf
         self._helps_the_late = self._help_at < math.inf
         self._helped_at = started
         self._fell_out = False  # whether a member has failed or was withheld since help was last thought about
@@ -147,7 +148,7 @@ class Gather:
 
     def start(self) -> list[Action]:
         """Begin; must be called first and once."""
-        self._memory.bucket.earn(len(self._wanted))
+        self._memory.bucket.earn(len(self._missing))
         rows = tuple(row for row in self._wanted if row in self._missing)
         if self._help_at <= self.started:
             rows = tuple(sorted(self._askable))
@@ -164,6 +165,10 @@ class Gather:
         self._coded += row >= self._code.k
         self._late_at.pop(row, None)
         self._missing.discard(row)
+        if self._doubted:
+            for doubted in self._doubted & self._late_at.keys():
+                self._fall_out(doubted)
+            self._doubted.clear()
         return self._proceed(now)
 
     def failed(self, row: int, now: float) -> list[Action]:
@@ -192,7 +197,8 @@ class Gather:
         if self.ended or row not in self._late_at or row in self._resorted:
             return []
         if not self._arrived and len(self._wanted) > 1:
-            return []  # as long as nobody answers, everything may be slow: the budget holds
+            self._doubted.add(row)  # as long as nobody answers, everything may be slow: the budget holds
+            return []
         self._fall_out(row)
         return self._proceed(now)
 

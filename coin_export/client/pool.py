@@ -177,7 +177,9 @@ class ServerPool:
         """
         self._closed = True
         try:
-            await ended(self._calls(), self._limits.close_s)
+            until = self._loop.time() + self._limits.close_s
+            while (calls := self._calls()) and (left := until - self._loop.time()) > 0:
+                await ended(calls, left)  # what ends may lead to other calls
         finally:
             transports = [server.transport for server in self._servers.values()]
             closing = [self._loop.create_task(transport.close()) for transport in transports]

@@ -135,7 +135,7 @@ class ModelConfig:
 class RefusedError(TransportError):
     """The server, or what guards it, refuses a request: it is wrong, too large or not permitted.
 
-    This says nothing against the server, and another one would refuse it as well.
+    This says nothing against the server.
     """
 
 

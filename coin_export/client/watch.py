@@ -40,6 +40,11 @@ class CallWatch:
         self._latency_s = 0.0
         self._error = ""
 
+    @property
+    def may_be_used(self) -> bool:
+        """Whether it has brought an answer."""
+        return self._outcome is CallOutcome.WASTED
+
     def answered(self, now: float, problem: str) -> None:
         """Take note of an answer; ``problem`` says why it is none that can be used, if so."""
         # Whether it is used shows when the request ends.
@@ -125,11 +130,19 @@ class RequestWatch:
         # What the caller asks for goes before what an observer adds.
         return call, replace(options, headers={**headers, **options.headers})
 
-    def settle(self, used: Collection[int]) -> None:
-        """Tell what became of the calls so far, given the rows that the answers were made from."""
+    def settle(self, used: Collection[int] = (), *, more_to_come: bool = False) -> None:
+        """Tell what became of the calls so far.
+
+        Args:
+            used: the rows that the answers were made from.
+            more_to_come: whether an answer that has come may be used yet, by another attempt.
+        """
         calls, self._calls = self._calls, []
         for call in calls:
-            call.settle(used)
+            if more_to_come and call.may_be_used:
+                self._calls.append(call)
+            else:
+                call.settle(used)
 
     def end(
         self,
@@ -141,6 +154,7 @@ class RequestWatch:
         budget_left: float,
     ) -> None:
         """Tell how the request ended: with answers, or with an error."""
+        self.settle()
         sources = {model: answer.source for model, answer in (answers or {}).items()}
         if isinstance(error, asyncio.CancelledError):
             outcome = RequestOutcome.CANCELLED

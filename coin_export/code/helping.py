@@ -47,12 +47,15 @@ def helpers(
     def suffice(rows: Iterable[int]) -> bool:
         return code.decodable(frozenset(rows), wanted)
 
-    everybody = expected | late | askable
-    if suffice(expected) or not suffice(everybody):
+    if suffice(expected):
         return ()
-    counted_on = expected | _indispensable(sorted(late), lambda rows: suffice(expected | rows | askable))
-    if suffice(counted_on):
-        return ()
+    counted_on = expected
+    if not suffice(expected | askable):
+        if not suffice(expected | late | askable):
+            return ()
+        counted_on = expected | _indispensable(sorted(late), lambda rows: suffice(expected | rows | askable))
+        if suffice(counted_on):
+            return ()
     useful = [row for row in sorted(askable) if _adds_to(code, counted_on, row)]
     for size in range(_fewest(code, wanted, counted_on), len(useful)):
         if math.comb(len(useful), size) > _SETS_PER_SIZE:

@@ -191,15 +191,19 @@ class LinearCode:
         originals, coded = here[:, : self.k], here[:, self.k :]
         known = originals | (coded @ self._replicas)
         mixed = coded & ~self._replicas.any(axis=1)
+        by_replica = known & ~originals
         rows, columns = mixed.any(axis=0), ~known.all(axis=0)
         lost = ~known[:, None, columns]
+        target = target[target[:, columns | by_replica.any(axis=0)].any(axis=1)]  # the rest is at hand in every set
         goal = target[:, columns] * lost
         to_solve = parities[rows][:, columns] * mixed[:, rows, None] * lost
         on_mixed = goal @ np.linalg.pinv(to_solve)
         solved = np.isclose(on_mixed @ to_solve, goal, atol=_SOLVED).all(axis=(1, 2))
-        on_replicas = (target - on_mixed @ parities[rows]) * (known & ~originals)[:, None]
-        gains = np.hypot(np.linalg.norm(on_mixed, axis=2), np.linalg.norm(on_replicas, axis=2))
-        return np.where(solved, gains.max(axis=1), np.inf)
+        gains = np.linalg.norm(on_mixed, axis=2)
+        if by_replica.any():
+            on_replicas = (target - on_mixed @ parities[rows]) * by_replica[:, None]
+            gains = np.hypot(gains, np.linalg.norm(on_replicas, axis=2))
+        return np.where(solved, gains.max(axis=1, initial=0.0), np.inf)
 
     @cached_property
     def _replicas(self) -> npt.NDArray[np.bool_]:

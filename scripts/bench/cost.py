@@ -12,6 +12,7 @@ import numpy as np
 
 from coin_export.client import AsSoonAsDecodable, AtOnce, CodedClient, Policy
 from coin_export.code.decode import decode
+from coin_export.code.helping import helpers
 from coin_export.code.linear import LinearCode
 from scripts.bench.scripted import ScriptedServers
 
@@ -45,6 +46,28 @@ async def bench_cost(k: int, case: str, requests: int, repeats: int) -> dict[str
         "microseconds_iqr": iqr(cost),
         "requests": requests,
         "repeats": repeats,
+    }
+
+
+def bench_choice(k: int, m: int, late: int, repeats: int) -> dict[str, Any]:
+    """Time the choice of whom to ask in place of ``late`` of k originals, in situations that were not met before."""
+    generator = np.random.default_rng(0)
+    wanted = tuple(range(k))
+    seconds = []
+    for _ in range(10 * repeats):
+        code = LinearCode.from_rows(generator.dirichlet(np.ones(k), size=m).tolist())  # nothing is known of a new code
+        lost = frozenset(generator.choice(k, size=late, replace=False).tolist())
+        askable = code.members.difference(wanted)
+        start = time.thread_time()
+        helpers(code, wanted, frozenset(wanted) - lost, lost, askable)
+        seconds.append(1e6 * (time.thread_time() - start))
+    return {
+        "mode": "choose_helpers",
+        "case": f"{late} late, {m} coded",
+        "k": k,
+        "microseconds": statistics.median(seconds),
+        "microseconds_iqr": iqr(seconds),
+        "repeats": len(seconds),
     }
 
 

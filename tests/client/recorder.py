@@ -30,6 +30,7 @@ GROUP = make_group()
 NAMES = [member.name for member in GROUP.members]
 INPUTS = {"input": np.ones((2, PIXELS), np.float32)}
 ADDRESSES = [f"{name.replace('_', '-')}:8001" for name in NAMES]
+REPLICA = f"{NAMES[0]}:8002"
 NEVER = Reaction(math.inf)
 
 
@@ -88,7 +89,7 @@ class Wire:
         self._may_cancel = may_cancel
 
     def __call__(self, address: str, options: TransportOptions) -> Transport:
-        row = ADDRESSES.index(address)
+        row = NAMES.index(address.partition(":")[0].replace("-", "_"))
         found = ScriptedTransport(address, GROUP, [NAMES[row]], lasting(self._script[row]), may_cancel=self._may_cancel)
         self.transports.append(found)
         return found

@@ -301,8 +301,7 @@ def test_while_nobody_answers_the_budget_holds_whatever_counts_as_down() -> None
     gather.start()
     actions = gather.woken(0.010) + gather.doubted(0, 0.020) + gather.doubted(1, 0.020)
     assert not any(isinstance(action, Send) for action in actions), "everything may be slow"
-    gather.arrived(1, 0.030)
-    assert Send((2,)) in gather.doubted(0, 0.040)
+    assert Send((2,)) in gather.arrived(1, 0.030), "then it is the others that count as down, and help is free"
     alone = Gather(PAIR, (0,), policy, Memory(policy), 0.0, 1.0)
     alone.start()
     assert Send((1, 2)) in alone.doubted(0, 0.020), "where one answer is all that is waited for, there is nobody else"

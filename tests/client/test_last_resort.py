@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from coin_export.client import CodedClient, OnlyWhenDown, Policy, Source
+from coin_export.client import CallOutcome, CodedClient, OnlyWhenDown, Policy, Source
 from coin_export.errors import UndecodableError
 from tests.client.fake_triton import (
     FakeTriton,
@@ -21,6 +21,7 @@ from tests.client.fake_triton import (
     started,
     weights_of,
 )
+from tests.client.recorder import Recorder
 from tests.client.test_rollout import BATCH, OLD, QUICK, WIRES, build_of, holds
 
 
@@ -69,6 +70,28 @@ async def test_the_time_that_the_last_resort_took_counts() -> None:
         with pytest.raises(UndecodableError, match="too many members failed") as caught:
             await client.infer({"input": BATCH}, deadline=0.5)
         assert caught.value.elapsed_s > 0.4
+
+
+async def test_what_arrived_at_first_is_used_by_the_second_attempt() -> None:
+    servers, recorder = one_each(OLD), Recorder()
+    options: dict[str, Any] = {"limits": QUICK, "policy": Policy(OnlyWhenDown()), "observers": [recorder]}
+    async with started(*servers) as addresses, CodedClient(addresses, **options) as client:
+        first = client._connected.pool._servers[addresses[0]]
+        servers[1].reply = aborting("INTERNAL", "out of memory")
+        servers[1].hold.clear()
+        await lose_connections(client, servers[2:])
+        for server in servers[2:]:
+            server.metadata_hold.clear()
+        request = asyncio.create_task(client.infer({"input": BATCH}))
+        await eventually(lambda: servers[0].answered == 1 and first.outstanding == 0)
+        servers[1].hold.set()
+        await eventually(lambda: servers[1].answered == 1)
+        servers[2].metadata_hold.set()
+        answers = await request
+        servers[3].metadata_hold.set()
+    assert (answers["a"].source, answers["b"].source) == (Source.DIRECT, Source.DECODED)
+    assert build_of(answers) == OLD and servers[0].asked == 1
+    assert {call.model for call, end in recorder.calls_ended if end.outcome is CallOutcome.USED} == {"a", "coded_0"}
 
 
 async def test_what_arrived_at_first_is_handed_over_when_the_second_attempt_fails_too() -> None:

@@ -28,7 +28,7 @@ from coin_export.client import (
     SyncCodedClient,
 )
 from coin_export.errors import RequestError, UndecodableError
-from tests.client.recorder import ADDRESSES, INPUTS, NEVER, Recorder, Wire, watched
+from tests.client.recorder import ADDRESSES, INPUTS, NEVER, REPLICA, Recorder, Wire, watched
 from tests.client.scripted import Reaction, run_virtually
 
 
@@ -190,6 +190,7 @@ policies = st.builds(
     may_cancel=st.booleans(),
     deadlines=st.lists(st.sampled_from([0.001, 0.01, 0.05]), min_size=1, max_size=8),
     impatience=st.sampled_from([0.0, 0.001, 0.005, 1.0]),
+    addresses=st.sampled_from([ADDRESSES, [*ADDRESSES, REPLICA]]),
 )
 def test_everything_that_begins_ends_once(
     script: tuple[list[Reaction], ...],
@@ -197,6 +198,7 @@ def test_everything_that_begins_ends_once(
     may_cancel: bool,
     deadlines: list[float],
     impatience: float,
+    addresses: list[str],
 ) -> None:
     recorder = Recorder()
     wire = Wire(script, may_cancel=may_cancel)
@@ -218,7 +220,7 @@ def test_everything_that_begins_ends_once(
             results[RequestOutcome.DECODED if decoded else RequestOutcome.DIRECT] += 1
 
     async def work() -> None:
-        client = CodedClient(ADDRESSES, policy=policy, limits=limits, make_transport=wire, observers=[recorder])
+        client = CodedClient(addresses, policy=policy, limits=limits, make_transport=wire, observers=[recorder])
         async with client:
             await asyncio.gather(*(ask(client, deadline) for deadline in deadlines))
 

@@ -128,6 +128,31 @@ def test_what_no_replica_could_answer_is_decoded_and_the_error_names_them_all() 
     run(client, ask())
 
 
+def test_a_request_asks_two_servers_for_one_member_and_no_more() -> None:
+    replicas = [server_of("a", number, repeat(BROKEN)) for number in (1, 2, 3, 4)]
+    client = client_of(*replicas, server_of("b", 1, repeat(GOOD)), server_of("coded_0", 1, repeat(GOOD)))
+
+    async def ask() -> None:
+        assert sources(await client.infer({"input": BATCH})) == A_DECODED
+        assert sum(len(server.sent) for server in replicas) == 2, "it may be the request that breaks them"
+
+    run(client, ask())
+
+
+def test_a_replica_that_counts_as_down_is_the_last_resort_when_the_other_one_fails() -> None:
+    wrongly_down = server_of("a", 1, chain(repeat(BROKEN, 3), repeat(GOOD)))
+    other = server_of("a", 2, chain(repeat(GOOD, 3), repeat(BROKEN)))
+    b, coded = server_of("b", 1, repeat(GOOD)), server_of("coded_0", 1, repeat(BROKEN))
+    client = client_of(wrongly_down, other, b, coded)
+
+    async def ask() -> None:
+        for _ in range(4):
+            assert sources(await client.infer({"input": BATCH})) == DIRECT
+        assert [len(server.sent) for server in (wrongly_down, other, b, coded)] == [4, 4, 4, 1]
+
+    run(client, ask())
+
+
 class Refusing(ScriptedTransport):
     """Refuses every request."""
 
@@ -138,14 +163,51 @@ class Refusing(ScriptedTransport):
         raise RefusedError("not permitted", address=self.address)
 
 
-def test_what_one_replica_refuses_is_not_asked_of_the_next_one() -> None:
-    replicas = [Refusing(f"a:{number}", GROUP, ["a"], iter(())) for number in (1, 2)]
-    client = client_of(*replicas, server_of("b", 1, repeat(GOOD)), server_of("coded_0", 1, repeat(GOOD)))
+def test_what_a_server_refuses_is_asked_of_a_replica_and_does_not_count_against_it() -> None:
+    refusing, other = Refusing("a:1", GROUP, ["a"], iter(())), server_of("a", 2, repeat(GOOD))
+    client = client_of(refusing, other, server_of("b", 1, repeat(GOOD)), server_of("coded_0", 1, repeat(GOOD)))
 
     async def ask() -> None:
         for number in range(1, 6):
-            assert sources(await client.infer({"input": BATCH})) == A_DECODED
-            assert sum(len(server.sent) for server in replicas) == number, "nor does it count against the server"
+            assert sources(await client.infer({"input": BATCH})) == DIRECT
+            assert (len(refusing.sent), len(other.sent)) == (number, number)
+
+    run(client, ask())
+
+
+class Reloaded(ScriptedTransport):
+    """Answers as another version than the one that it serves by its own account."""
+
+    async def infer(
+        self, model: str, encoded: Any, outputs: Sequence[str], options: RequestOptions, version: str = ""
+    ) -> Reply:
+        return (await super().infer(model, encoded, outputs, options, version))._replace(model_version="2")
+
+
+def test_answers_of_another_build_do_not_count_against_the_server() -> None:
+    reloaded = Reloaded("a:1", GROUP, ["a"], repeat(GOOD))
+    client = client_of(reloaded, server_of("b", 1, repeat(GOOD)), server_of("coded_0", 1, repeat(GOOD)))
+
+    async def ask() -> None:
+        for _ in range(3):
+            found = await asyncio.gather(*(client.infer({"input": BATCH}) for _ in range(10)))
+            assert all(sources(answers) == A_DECODED for answers in found)
+            await asyncio.sleep(0.1)
+        assert client._connected.pool._servers["a:1"].down == ""
+
+    run(client, ask())
+
+
+def test_a_call_that_closing_cancels_is_not_made_again_at_a_replica() -> None:
+    silent, other = server_of("a", 1, repeat(SILENT)), server_of("a", 2, repeat(GOOD))
+    client = client_of(silent, other, server_of("b", 1, repeat(SILENT)), server_of("coded_0", 1, repeat(SILENT)))
+
+    async def ask() -> None:
+        request = asyncio.ensure_future(client.infer({"input": BATCH}))
+        await asyncio.sleep(0.01)
+        await client.close()
+        await asyncio.wait([request])
+        assert isinstance(request.exception(), UndecodableError) and not other.sent
 
     run(client, ask())
 
