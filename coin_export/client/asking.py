@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from coin_export.client.answer import Answers
@@ -16,6 +16,7 @@ from coin_export.client.outcome import undecodable
 from coin_export.client.policy import Policy
 from coin_export.client.pool import ServerPool
 from coin_export.client.watch import RequestWatch
+from coin_export.code.linear import LinearCode
 
 # A roll-out may take one server after another from under a request. One that itself brings servers down must end.
 _MOST_ATTEMPTS = 4
@@ -35,6 +36,11 @@ class Goal(NamedTuple):
     combination: tuple[float, ...] | None
     result: Callable[[Fanout, Finish], Answers]
     coded: bool = True
+
+    def met_by(self, code: LinearCode, members: Collection[int]) -> bool:
+        """Tell whether the answers of these members determine what is asked for."""
+        usable = members if self.coded else set(members).intersection(self.rows)
+        return code.decodable(usable, self.rows if self.combination is None else (self.combination,))
 
 
 class Asking:
@@ -70,7 +76,9 @@ class Asking:
         gave_up = asyncio.get_running_loop().time()
         while isinstance(outcome, GiveUp) and len(self._attempts) < _MOST_ATTEMPTS:
             arrived = set(self._attempts[-1].replies)
-            again = await self._pool.another_chance(build, len(self._attempts), gave_up, self._request.ends, arrived)
+            again = await self._pool.another_chance(
+                build, len(self._attempts), gave_up, self._request.ends, arrived, self._goal.met_by
+            )
             if again is None:
                 break
             earlier: Fanout | None = self._attempts[-1]

@@ -10,13 +10,17 @@ same connection under the same version number shows only then, so a build should
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from coin_export.client.discovery import Reports, left_out, serving
 from coin_export.client.routing import Routing
 from coin_export.client.server import Server
 from coin_export.client.signature import Signature
+from coin_export.code.linear import LinearCode
 from coin_export.code.manifest import Group
+
+Enough = Callable[[LinearCode, Collection[int]], bool]
+"""Whether the answers of these members determine what is asked for."""
 
 
 class Build:
@@ -81,10 +85,12 @@ class Build:
         rows = [row for row, count in enumerate(up) if count]
         return (len(rows), sum(up)) if self.code.decodable(rows) else (0, 0)
 
-    def suffices(self, rows: Collection[int], servers: Collection[Server]) -> bool:
-        """Tell whether these members, and those that usable ones of these servers hold, determine every original."""
+    def suffices(
+        self, rows: Collection[int], servers: Collection[Server], enough: Enough = LinearCode.decodable
+    ) -> bool:
+        """Tell whether these members, and those that usable ones of these servers hold, are enough."""
         held = {row for row, routes in enumerate(self._routes) if any(s.usable for s in routes if s in servers)}
-        return self.code.decodable({*rows, *held})
+        return enough(self.code, {*rows, *held})
 
     def holds(self, server: Server) -> bool:
         """Tell whether a server holds a member of it."""

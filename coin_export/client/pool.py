@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from coin_export.client.answer import Array
-from coin_export.client.build import Build
+from coin_export.client.build import Build, Enough
 from coin_export.client.discovery import Report, builds_of, left_out, may_replace, resolve
 from coin_export.client.ending import cancelled, ended
 from coin_export.client.observer import Observers
@@ -132,7 +132,7 @@ class ServerPool:
                 self._look_up(server)
 
     async def another_chance(
-        self, failed: Build, attempts: int, since: float, until: float, arrived: Collection[int]
+        self, failed: Build, attempts: int, since: float, until: float, arrived: Collection[int], enough: Enough
     ) -> Build | None:
         """Return a build for a request that ``failed`` could not answer: another one, or it again if things changed.
 
@@ -147,26 +147,33 @@ class ServerPool:
             since: the loop's time at which the first attempt was given up.
             until: the loop's time at which it must have ended.
             arrived: the rows that answered it.
+            enough: tells which rows determine what it asks for.
         """
         doubtful = {server for server in self._servers.values() if server.in_doubt and not self._closed}
         look_ups = {server.look_up_under_way or self._look_up(server) for server in doubtful}
         ends = min(until, since + self._limits.discovery_s)
         waiting = look_ups
-        while waiting and not self._is_promising(failed, doubtful, arrived):
+        while waiting and not self._is_promising(failed, doubtful, arrived, enough):
             timeout = max(ends - self._loop.time(), 0.0)
             done, waiting = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
             if not done:
                 break
-        if self._closed or self._loop.time() >= until or not self.build.strength[0]:
+        if self._closed or self._loop.time() >= until or not self._is_up(enough):
             return None
-        again = attempts == 1 or self._is_promising(failed, doubtful, arrived)
+        again = attempts == 1 or self._is_promising(failed, doubtful, arrived, enough)
         return self.build if self.build is not failed or (look_ups and again) else None
 
-    def _is_promising(self, failed: Build, doubtful: Collection[Server], arrived: Collection[int]) -> bool:
+    def _is_promising(
+        self, failed: Build, doubtful: Collection[Server], arrived: Collection[int], enough: Enough
+    ) -> bool:
         """Tell whether a request may begin again without waiting for more of the servers that were in doubt."""
         # What failed on a server that was not in doubt would fail again.
-        fit = self.build is not failed or failed.suffices(arrived, doubtful)
-        return fit and self.build.strength[0] > 0
+        fit = self.build is not failed or failed.suffices(arrived, doubtful, enough)
+        return fit and self._is_up(enough)
+
+    def _is_up(self, enough: Enough) -> bool:
+        """Tell whether enough of the build is up."""
+        return self.build.suffices((), self._servers.values(), enough)
 
     async def close(self) -> None:
         """Wait a bounded time for the calls under way, then close the connections.

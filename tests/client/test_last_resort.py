@@ -72,6 +72,19 @@ async def test_the_time_that_the_last_resort_took_counts() -> None:
         assert caught.value.elapsed_s > 0.4
 
 
+@pytest.mark.parametrize("coded", [True, False])
+async def test_a_request_for_one_original_needs_no_other_server_to_come_back(coded: bool) -> None:
+    servers = one_each(OLD)
+    async with started(*servers) as addresses, CodedClient(addresses, limits=QUICK) as client:
+        others = [client._connected.pool._servers[server.address] for server in servers[1:]]
+        for server in servers[1:]:
+            await server.stop()
+        await eventually(lambda: all(server.in_doubt for server in others))
+        await lose_connections(client, servers[:1])
+        answers = await client.infer({"input": BATCH}, wanted=["a"], coded=coded, deadline=60.0)
+        assert answers["a"].source is Source.DIRECT
+
+
 async def test_what_arrived_at_first_is_used_by_the_second_attempt() -> None:
     servers, recorder = one_each(OLD), Recorder()
     options: dict[str, Any] = {"limits": QUICK, "policy": Policy(OnlyWhenDown()), "observers": [recorder]}
