@@ -142,7 +142,7 @@ def _correlation(base: Base) -> Iterable[Cell]:
 
 def _servers(base: Base) -> Iterable[Cell]:
     for servers in (200, 1_000, 10_000):
-        for scheme in (NONE, REPLICAS_FULL_HEDGED, CODED_AFTER_P95):
+        for scheme in (NONE, REPLICAS_FULL_HEDGED, CODED_AT_ONCE, CODED_AFTER_P95):
             scenario = base(scheme, 0.4)
             requests = max(scenario.requests, round(scenario.requests * servers / 2_000))
             yield Cell(servers, "", replace(scenario, servers=servers, clients=20, requests=requests))
