@@ -61,7 +61,7 @@ def convolution(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor
     inputs, padding = _padded(module, inputs)
     shape = tuple(module.weight.shape)
     geometry = _Geometry(shape, module.groups, module.stride, module.dilation, padding)
-    return {"weight": _weight_squares(geometry, inputs, gradients), **_bias_squares(gradients)}
+    return {"weight": _weight_squares(geometry, inputs, gradients), **_bias_squares(module, gradients)}
 
 
 def transposed(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -69,11 +69,11 @@ def transposed(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor)
     assert isinstance(module, Transposed)
     padding = tuple(int(amount) for amount in module.padding)
     geometry = _Geometry(tuple(module.weight.shape), module.groups, module.stride, module.dilation, padding)
-    return {"weight": _weight_squares(geometry, gradients, inputs), **_bias_squares(gradients)}
+    return {"weight": _weight_squares(geometry, gradients, inputs), **_bias_squares(module, gradients)}
 
 
-def _bias_squares(gradients: torch.Tensor) -> dict[str, torch.Tensor]:
-    return {"bias": gradients.flatten(2).sum(2).square_().sum(0)}
+def _bias_squares(module: Convolution | Transposed, gradients: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {} if module.bias is None else {"bias": gradients.flatten(2).sum(2).square_().sum(0)}
 
 
 def _weight_squares(geometry: _Geometry, inputs: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:

@@ -51,9 +51,12 @@ def batch_norm(module: nn.Module, inputs: torch.Tensor, gradients: torch.Tensor)
     assert isinstance(module, _BATCH_NORMS)
     assert module.running_mean is not None and module.running_var is not None
     mean, variance = module.running_mean.to(inputs.dtype), module.running_var.to(inputs.dtype)
-    centred = inputs - mean.reshape(-1, *[1] * (inputs.ndim - 2))
-    squares = _by_channel(centred, gradients)
-    return {"weight": squares["weight"] / (variance + module.eps), "bias": squares["bias"]}
+    grouped = (*gradients.shape[:2], -1)
+    gradients = gradients.reshape(grouped)
+    sums = gradients.sum(2)
+    # The sum of (x - mean) g, without a copy of either.
+    weight = torch.einsum("ncp,ncp->nc", inputs.reshape(grouped), gradients) - mean * sums
+    return {"weight": weight.square_().sum(0) / (variance + module.eps), "bias": sums.square_().sum(0)}
 
 
 def _by_channel(normalised: torch.Tensor, gradients: torch.Tensor) -> dict[str, torch.Tensor]:

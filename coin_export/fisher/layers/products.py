@@ -11,7 +11,7 @@ import torch
 # Up to so many positions, pairs of positions are cheaper than a matrix for each point.
 _FEW_POSITIONS = 4
 # Elements of per-point matrices that are held at once: about what a cache holds.
-_CHUNK_ELEMENTS = 2**17
+_CHUNK_ELEMENTS = 2**15
 
 
 def summed_squares(gradients: torch.Tensor, inputs: torch.Tensor) -> torch.Tensor:
