@@ -38,10 +38,12 @@ class TransportOptions:
         certificate_chain: path of a PEM file, for mutual TLS.
         headers: sent with every call, for example ``{"authorization": "Bearer ..."}``; lower-case names.
         compression: of requests.
+        response_compression: of answers, over HTTP; over gRPC a server decides by itself.
+        query_params: of the URL of every inference request, over HTTP.
         channel_args: gRPC channel arguments, added to this package's own or in place of them.
 
     Raises:
-        UserError: if a header or the compression is not what gRPC takes.
+        UserError: if a header or a compression is not what servers take.
     """
 
     ssl: bool = False
@@ -50,14 +52,18 @@ class TransportOptions:
     certificate_chain: str | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     compression: Literal["gzip", "deflate"] | None = None
+    response_compression: Literal["gzip", "deflate"] | None = None
+    query_params: Mapping[str, str | int] = field(default_factory=dict)
     channel_args: Mapping[str, int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = problem_with_headers(self.headers)
         if problem:
             raise UserError(problem)
-        if self.compression not in (None, "gzip", "deflate"):
-            raise UserError(f"compression {self.compression!r} is unknown; use 'gzip', 'deflate' or None")
+        for name in ("compression", "response_compression"):
+            value = getattr(self, name)
+            if value not in (None, "gzip", "deflate"):
+                raise UserError(f"{name} {value!r} is unknown; use 'gzip', 'deflate' or None")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from coin_export.client.transport import (
     TransportOptions,
     ready_versions,
 )
-from coin_export.errors import TransportError
+from coin_export.errors import TransportError, UserError
 
 CANCEL_SINCE = (2, 59)  # Triton 25.06
 _MODEL_INFER = "/inference.GRPCInferenceService/ModelInfer"
@@ -75,11 +75,15 @@ class GrpcTransport(Transport):
 
     Raises:
         TransportError: if a certificate or key cannot be read.
+        UserError: if there is what only HTTP has among the options.
     """
 
     protocol = "grpc"
 
     def __init__(self, address: str, options: TransportOptions) -> None:
+        for name in ("response_compression", "query_params"):
+            if getattr(options, name):
+                raise UserError(f"{name} {getattr(options, name)!r} is HTTP's; leave it out over gRPC")
         self.address = address
         self._headers = dict(options.headers)
         self._metadata = tuple(self._headers.items())

@@ -58,8 +58,12 @@ class HttpTransport(Transport):
         if options.channel_args:
             raise UserError(f"channel_args {list(options.channel_args)} are gRPC's; leave them out over HTTP")
         self.address = address
-        self._headers = dict(options.headers)
+        # aiohttp would offer every compression that it knows, and Triton would take one.
+        plain = {"accept-encoding": "identity"} if options.response_compression is None else {}
+        self._headers = {**plain, **options.headers}
         self._compression = options.compression
+        self._response_compression = options.response_compression
+        self._query_params = dict(options.query_params) or None
         self._version: str | None = None
         self._connected = False
         self._keeps_alive = False
@@ -147,6 +151,8 @@ class HttpTransport(Transport):
             timeout=options.timeout,
             headers={**self._headers, **options.headers},  # a new dict: tritonclient adds to it
             request_compression_algorithm=self._compression,
+            response_compression_algorithm=self._response_compression,
+            query_params=self._query_params,
             parameters=options.parameters,
         )
         result = await self._call(f"model {model!r}", work)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from aiohttp import web
@@ -42,10 +44,12 @@ class HttpTriton(FakeTriton):
     Attributes:
         body: sent as the answer to every inference request, whatever was asked.
         keeps_alive: whether connections outlive an answer.
+        query: of the last inference request's URL.
     """
 
     body: bytes | None = None
     keeps_alive = True
+    query: Mapping[str, str] = MappingProxyType({})
 
     async def start(self) -> None:
         app = web.Application()
@@ -112,7 +116,12 @@ class HttpTriton(FakeTriton):
         except _Abort as abort:
             status, details = abort.args
             return web.json_response({"error": details}, status=status)
-        return web.Response(body=self.body) if self.body is not None else _response(answer)
+        self.query = dict(request.query)
+        response = web.Response(body=self.body) if self.body is not None else _response(answer)
+        accepted = request.headers.get("Accept-Encoding", "identity")
+        if accepted in ("gzip", "deflate"):
+            response.enable_compression(web.ContentCoding(accepted))
+        return response
 
 
 def _field(name: str, value: Any) -> str:

@@ -190,6 +190,20 @@ async def test_too_few_answers_by_the_deadline_are_an_error() -> None:
             await client.infer({"input": BATCH}, deadline=0.05)
 
 
+@pytest.mark.parametrize("compression", [None, "gzip", "deflate"])
+async def test_answers_are_compressed_only_when_that_is_asked_for(compression: Any) -> None:
+    server = HttpTriton(GROUP, ["a"])
+    async with started(server) as (address,):
+        options = TransportOptions(response_compression=compression, query_params={"tenant": "t", "try": 2})
+        transport = HttpTransport(address, options)
+        encoded = transport.encode({"input": BATCH}, {"input": "FP32"})
+        reply = await transport.infer("a", encoded, ["logits"], PLAIN)
+        np.testing.assert_allclose(reply.outputs["logits"], BATCH @ weights_of(GROUP, "a"), rtol=1e-5)
+        assert server.headers["accept-encoding"] == (compression or "identity")
+        assert server.query == {"tenant": "t", "try": "2"}
+        await transport.close()
+
+
 async def test_headers_compression_and_errors() -> None:
     server = HttpTriton(GROUP, ["a"])
     async with started(server) as (address,):

@@ -127,12 +127,20 @@ async def test_a_server_is_not_cancelled_while_its_version_is_unknown() -> None:
         await transport.close()
 
 
+@pytest.mark.parametrize("option", [{"response_compression": "gzip"}, {"query_params": {"tenant": "t"}}])
+def test_what_only_http_has_is_refused(option: dict[str, Any]) -> None:
+    (name,) = option
+    with pytest.raises(UserError, match=f"{name} .* is HTTP's; leave it out over gRPC"):
+        GrpcTransport("127.0.0.1:1", TransportOptions(**option))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"headers": {"Bad Name": "x"}}, "header 'Bad Name'"),
         ({"headers": {"name": 1}}, "header 'name'"),
         ({"compression": "zstd"}, "compression 'zstd' is unknown"),
+        ({"response_compression": "br"}, "response_compression 'br' is unknown"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], message: str) -> None:
