@@ -251,19 +251,19 @@ class Fanout:
             return self._gather.arrived(row, now)
         problems = self._problems.setdefault(row, {})
         problems[call.server] = problem
-        self.failures[row] = "; ".join(problems.values())
         # Not one server after the other: they may fail because of the request.
         may_ask = len(problems) < _MOST_SERVERS and not isinstance(error, asyncio.CancelledError)
-        if may_ask and now < self.request.ends:
-            other = self._build.route(row, besides=problems)
-            if other is not None:
-                self._overdue.discard(row)
-                self._gather.comparison.asked_anew(row)
-                self._call(row, other, now)
-                return []
-            if self._build.route(row, though_down=True, besides=problems):
-                return self._gather.withheld(row, now)
-        return self._gather.failed(row, now)
+        may_ask = may_ask and now < self.request.ends
+        other = self._build.route(row, besides=problems) if may_ask else None
+        if other is not None:
+            self._overdue.discard(row)
+            self._gather.comparison.asked_anew(row)
+            self._call(row, other, now)
+            return []
+        self.failures[row] = "; ".join(problems.values())
+        last_resort = self._build.route(row, though_down=True, besides=problems) if may_ask else None
+        told = self._gather.failed if last_resort is None else self._gather.withheld
+        return told(row, now)
 
     def _take(self, row: int, server: Server, reply: Reply | None, error: BaseException | None, now: float) -> str:
         """Keep an answer; or say, if there is none that is usable, why not."""

@@ -1,4 +1,4 @@
-"""Model repositories on disk: ``<repository>/<model>/config.pbtxt`` and ``<repository>/<model>/1/model.onnx``.
+"""Model repositories on disk: ``<repository>/<model>/config.pbtxt`` and ``<repository>/<model>/VERSION/model.onnx``.
 
 A build that takes the place of another one gets the next version number, as a client of a server that reloads its
 models tells builds apart by it.
@@ -96,8 +96,8 @@ def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path],
     """Write a group into a model repository, in place of an earlier build of the same group.
 
     Its version is 1, or the next number where it replaces a build that differs. Everything else that the folder holds
-    is carried over unchanged. A reader sees the repository as it was or as
-    it will be, nothing between; on any failure it stays as it was.
+    is carried over unchanged. A reader sees the repository as it was or as it will be, nothing between; on any failure
+    it stays as it was.
 
     Args:
         target: the repository's folder; made if it does not exist.
@@ -115,8 +115,9 @@ def write_repository(target: Path, group: Group, onnx_files: Mapping[str, Path],
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as stage:
-            version = _version(target, group)
-            for path in _others(target, group.name, list(onnx_files)):
+            earlier = _earlier(target, group.name)
+            version = _version(earlier, group)
+            for path in _others(target, earlier, group.name, list(onnx_files)):
                 _carry_over(path, stage / path.name)
             for name, text in configs.items():
                 (stage / name / version).mkdir(parents=True)
@@ -244,18 +245,27 @@ def check_target(target: Path, group: str, names: Collection[str]) -> None:
             f"{target}: the model repository cannot be written: {place} is not a folder that may be written to; "
             "change its permissions or choose another folder"
         )
-    _others(target, group, names)
+    _others(target, _earlier(target, group), group, names)
 
 
-def _others(target: Path, group: str, names: Collection[str]) -> Iterable[Path]:
-    """Return what ``target`` holds beside models of ``group``.
+def _contents(target: Path) -> list[Path]:
+    return sorted(target.iterdir()) if target.exists() else []
+
+
+def _earlier(target: Path, group: str) -> dict[Path, Group]:
+    """Return the folders in ``target`` that are members of ``group``, with the build that each describes."""
+    return {path: build for path in _contents(target) if (build := _build_of(path, group)) is not None}
+
+
+def _others(target: Path, earlier: Collection[Path], group: str, names: Collection[str]) -> Iterable[Path]:
+    """Return what ``target`` holds beside the ``earlier`` models of ``group``.
 
     Raises:
         RepositoryError: if one of them has the name of a member.
     """
     others = []
-    for path in sorted(target.iterdir()) if target.exists() else ():
-        if _build_of(path, group) is not None:
+    for path in _contents(target):
+        if path in earlier:
             continue
         if path.name in names:
             raise RepositoryError(
@@ -266,10 +276,8 @@ def _others(target: Path, group: str, names: Collection[str]) -> Iterable[Path]:
     return others
 
 
-def _version(target: Path, group: Group) -> str:
+def _version(earlier: Mapping[Path, Group], group: Group) -> str:
     """Return the version of a build: that of the build in its place if it is the same, else the next one."""
-    paths = sorted(target.iterdir()) if target.exists() else []
-    earlier = {path: found for path in paths if (found := _build_of(path, group.name)) is not None}
     newest = max((int(version) for path in earlier for version in versions(path)), default=0)
     same = {found.generation for found in earlier.values()} == {group.generation}
     return str(newest) if same and newest else str(newest + 1)
