@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -44,6 +44,7 @@ def fit(
     schedule: Schedule,
     seed: int,
     augmentation: AugmentationOptions | None = None,
+    units: Mapping[str, float] | None = None,
 ) -> int:
     """Train those parameters of ``modules`` that want gradients, in place.
 
@@ -55,13 +56,14 @@ def fit(
         schedule: steps, batch size, learning rate, optimiser.
         seed: of the order of the points and of the augmentation.
         augmentation: None takes the points as they are, and asks the originals only once.
+        units: of each parameter by name, what its learning rate is a multiple of; None is one for all.
 
     Returns:
         The steps taken; fewer than those of the schedule if the criterion was no longer finite.
     """
     for module in modules:
         _lay_out_for_speed(module)
-    optimizers = _optimizers(modules, schedule)
+    optimizers = _optimizers(modules, schedule, units)
     if not optimizers:  # all steps change nothing
         return schedule.steps
     generator = torch.Generator().manual_seed(seed)
@@ -77,7 +79,7 @@ def fit(
         torch.autograd.backward(loss)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = schedule.learning_rate * schedule.factor(step)
+                group["lr"] = schedule.learning_rate * schedule.factor(step) * group["unit"]
             optimizer.step()
     return schedule.steps
 
@@ -98,13 +100,20 @@ def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -
     return module
 
 
-def _optimizers(modules: Sequence[torch.nn.Module], schedule: Schedule) -> list[torch.optim.Optimizer]:
-    learning = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
+def _optimizers(
+    modules: Sequence[torch.nn.Module], schedule: Schedule, units: Mapping[str, float] | None
+) -> list[torch.optim.Optimizer]:
+    """Return what moves the parameters that want gradients, each with a ``unit`` of its learning rate."""
     as_matrices = {id(parameter) for module in modules for parameter in matrices(module)}
     if schedule.optimizer == "adam":
         as_matrices = set()
-    chosen = [parameter for parameter in learning if id(parameter) in as_matrices]
-    others = [parameter for parameter in learning if id(parameter) not in as_matrices]
+    chosen: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for module in modules:
+        for name, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                group = {"params": [parameter], "unit": 1.0 if units is None else units[name]}
+                (chosen if id(parameter) in as_matrices else others).append(group)
     optimizers: list[torch.optim.Optimizer] = [Muon(chosen, schedule.learning_rate)] if chosen else []
     return [*optimizers, torch.optim.Adam(others, schedule.learning_rate)] if others else optimizers
 

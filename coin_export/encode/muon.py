@@ -6,7 +6,8 @@ convolutions count as matrices of shape (output channels, rest). `torch.optim.Mu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ _EPSILON = 1e-8
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum with orthogonal steps, for tensors of two dimensions or more."""
 
-    def __init__(self, parameters: list[nn.Parameter], lr: float) -> None:
+    def __init__(self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], lr: float) -> None:
         super().__init__(parameters, {"lr": lr})
 
     @torch.no_grad()

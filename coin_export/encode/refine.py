@@ -1,13 +1,18 @@
-"""Refining a closed form: a short label-free distillation from the best of them.
+"""Refining a barycenter: a short label-free distillation from the best of them.
 
 A barycenter is a far better start than fresh weights, so few steps suffice, and few points: the originals answer
 mixtures and shifts of them as well. All coded models of a code are fitted together, to what decoding makes of them in
 every erasure pattern. What cannot be known beforehand (which start, which learning rate, when to stop) is decided by
 the same criterion on calibration inputs held out from everything else.
 
-Starts race: one that was fitted to the very points is ahead before any step, and may be behind after some, when it has
-lost more of what the originals know of other points. So each start takes a short descent at one learning rate, the
-winner takes further ones at the other rates, and the best of all goes on.
+How far to step does not depend on the network alone, but on how far its originals have moved from each other: learning
+rates are in units of that; see `spreads`.
+
+Regressed closed forms may be named as starts, too. They are fitted to the very points, so they are ahead before any
+step, and behind after some, when they have lost more of what the originals know of other points. So different kinds of
+starts race: each takes a short descent at one learning rate, the winner takes further ones at the other rates, and the
+best of all goes on. Where inputs cannot be augmented, all there is to learn is learnt soon, and each trial takes the
+whole of it.
 
 How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
 descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays. A
@@ -19,8 +24,9 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,6 +41,7 @@ from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding, StateDict
 from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_closed_forms, families_of
+from coin_export.encode.spread import spreads
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.model.signature import Original
 
@@ -87,19 +94,22 @@ class RefineOptions(BaseModel):
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
-        default=(1e-3, 3e-4),
+        default=(0.05, 0.015),
         min_length=1,
-        description="Tried in short runs; the best is used. All starts are compared at the first one.",
+        description="Tried in short runs; the best is used. All starts are compared at the first one. Of each "
+        "parameter, in units of how far the originals lie apart there.",
     )
     trial_steps: int = Field(
         default=100,
         ge=1,
         description="Steps of each short run; fewer where all of them together would take more than a quarter of the "
-        "budget, or one of them more than a third of what may follow, and none for a single start and rate.",
+        "budget, or one of them more than a third of what may follow, and none for a single start and rate. Where "
+        "inputs cannot be augmented and the budget allows, each run is the whole descent.",
     )
-    optimizer: OptimizerName = Field(
-        default="muon",
-        description="muon: orthogonal steps for matrices and kernels, Adam for the rest; or adam alone.",
+    optimizer: OptimizerName | Literal["auto"] = Field(
+        default="auto",
+        description="muon: orthogonal steps for matrices and kernels, Adam for the rest; or adam alone. auto: adam "
+        "where inputs cannot be augmented, so that descents are short; else muon.",
     )
     criterion: CriterionName = Field(
         default="divergence",
@@ -110,9 +120,10 @@ class RefineOptions(BaseModel):
         default=AugmentationOptions(), description="Mixtures and shifts of floating-point inputs."
     )
     starts: tuple[ClosedForm, ...] = Field(
-        default=("average", "coin", "head", "regress"),
+        default=("average", "coin"),
         min_length=1,
-        description="Closed forms to try as a start; head is the plain average with its last layer regressed.",
+        description="Closed forms to try as a start; head is the plain average with its last layer regressed. What is "
+        "regressed on the few calibration inputs is ahead at first, but decodes other inputs worse in the end.",
     )
     batch_norm: BatchNormPolicy = Field(
         default="auto",
@@ -149,59 +160,47 @@ def refine(
     learnt_from, decides = calibration.split(options.held_out, options.seed)
     teachers, criterion = Teachers(originals, Passes()), Criterion(code, options.criterion)
     held_out = HeldOut(teachers, criterion, decides, options.augmentation, options.seed)
-    families = families_of(options.starts)
+    families, units = families_of(options.starts), spreads([original.module for original in originals])
     starts = best_closed_forms(originals, code, learnt_from, families, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
-    def descend(states: Sequence[StateDict], schedule: Schedule, seed: int) -> _Descent:
-        modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
-        taken = fit(modules, teachers, criterion, inputs, schedule, seed, options.augmentation)
-        error = held_out.error(modules) if taken == schedule.steps else math.inf
-        return _Descent(error, [finished_state(module, originals[0]) for module in modules], taken)
+    endless = can_augment(inputs, options.augmentation)
+    optimizer: OptimizerName = ("muon" if endless else "adam") if options.optimizer == "auto" else options.optimizer
 
-    budget, first = (math.ceil(points / options.batch_size) for points in (options.budget, options.first_rung))
-    in_all = budget
-    if not can_augment(inputs, options.augmentation):
-        in_all = min(budget, options.passes * len(learnt_from) // min(options.batch_size, len(learnt_from)))
+    def descend(states: Sequence[StateDict], steps: int, rate: float, seed: int) -> _Descent:
+        modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
+        schedule = Schedule(steps, options.batch_size, rate, optimizer)
+        taken = fit(modules, teachers, criterion, inputs, schedule, options.seed + seed, options.augmentation, units)
+        error = held_out.error(modules) if taken == steps else math.inf
+        return _Descent(error, [finished_state(module, originals[0]) for module in modules], rate, taken)
+
     contests = len(starts) + len(options.learning_rates) - 1
-    steps = min(options.trial_steps, budget // (_TRIALS * contests), in_all // _TRIAL) if contests > 1 else 0
-    schedule = Schedule(steps, options.batch_size, options.learning_rates[0], options.optimizer)
+    trial_steps, whole = _lengths(options, contests, None if endless else len(learnt_from))
     start = min(starts, key=lambda choice: choice.error)
     here = best = _Descent(start.error, start.states)
+    rate, left = options.learning_rates[0], whole
     trial_errors: Mapping[tuple[Choice, float], float] = {}
-    if steps:
+    if trial_steps:
 
         def trial(choice: Choice, rate: float) -> _Descent:
-            return descend(choice.states, replace(schedule, learning_rate=rate), options.seed)
+            return descend(choice.states, trial_steps, rate, 0)
 
         ahead, rate, end, trial_errors = _race(starts, options.learning_rates, trial)
+        left = min(whole, math.ceil(options.budget / options.batch_size) - trial_steps * contests)
         if end.error <= _WORSE * ahead.error:
             start, here, best = ahead, end, min(best, end, key=_error_of)
+            left = min(left, whole - trial_steps)
         else:
             rate = min(options.learning_rates) / _SLOWER
-        schedule = replace(schedule, learning_rate=rate)
-        in_all = min(in_all - steps, budget - steps * contests)
+    done: list[dict[str, float]] = []
     good_enough = options.good_enough if held_out.in_nats else -math.inf
-    done: list[dict[str, float]] = []  # without their weights, which nobody needs any more
-    diverged, lengths = 0, deque(rungs(in_all, first))
-    while lengths:
-        before, steps = here.error, lengths.popleft()
-        descent = descend(here.states, replace(schedule, steps=steps), options.seed + len(done) + 1)
-        done.append({"steps": descent.steps, "learning_rate": schedule.learning_rate, "held_out_error": descent.error})
-        here = min(here, descent, key=_error_of)
-        best = min(best, here, key=_error_of)
-        if best.error <= good_enough:
-            break
-        if descent.error > _WORSE * before and diverged < _DIVERGED:
-            diverged += 1
-            schedule = replace(schedule, learning_rate=schedule.learning_rate / _SLOWER)
-            lengths = deque(rungs(sum(lengths) + steps - descent.steps, first))
-        elif here.error >= (1 - options.least_gain) * before:  # it hardly pays
-            break
+    for descent in _rungs_of(here, rate, left, options, good_enough, descend):
+        done.append({"steps": descent.steps, "learning_rate": descent.rate, "held_out_error": descent.error})
+        best = min(best, descent, key=_error_of)
     notes = {
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
-        "learning_rate": done[-1]["learning_rate"],
+        "learning_rate": done[-1]["learning_rate"] if done else rate,
         "trial_errors": {f"{choice.name} {rate:g}": error for (choice, rate), error in trial_errors.items()},
         "rungs": done,
         "held_out_error": best.error,
@@ -209,20 +208,65 @@ def refine(
     return meter.share(best.states, teachers.passes, notes)
 
 
+def _lengths(options: RefineOptions, contests: int, points: int | None) -> tuple[int, int]:
+    """Return the steps of each trial, none for a single contestant, and those of one start in all.
+
+    Args:
+        options: of the encoder.
+        contests: number of trials.
+        points: to learn from, if there are no others; None if there is no end of them.
+    """
+    budget = math.ceil(options.budget / options.batch_size)
+    trial = min(options.trial_steps, budget // (_TRIALS * contests))
+    whole = budget
+    if points is not None:
+        whole = min(budget, options.passes * points // min(options.batch_size, points))
+        trial = whole if whole * contests <= budget else min(trial, whole // _TRIAL)
+    return (trial if contests > 1 else 0), whole
+
+
 @dataclass(frozen=True, eq=False)
 class _Descent:
-    """Where a descent ended: its held-out criterion, the weights of the m coded models, and the steps it took.
+    """Where a descent ended: its held-out criterion, the weights of the m coded models, its rate, its steps.
 
     Only ends count. Before its learning rate has fallen, a descent is noisier than the few held-out points can tell.
     """
 
     error: float
     states: Sequence[StateDict]
+    rate: float = 0.0
     steps: int = 0
 
 
 def _error_of(descent: _Descent) -> float:
     return descent.error
+
+
+def _rungs_of(
+    here: _Descent,
+    rate: float,
+    steps: int,
+    options: RefineOptions,
+    good_enough: float,
+    descend: Callable[[Sequence[StateDict], int, float, int], _Descent],
+) -> Iterator[_Descent]:
+    """Yield descents, each from where the last good one led, until one hardly pays."""
+    first = math.ceil(options.first_rung / options.batch_size)
+    diverged, lengths = 0, deque(rungs(steps, first))
+    for number in count(1):
+        if not lengths:
+            return
+        length = lengths.popleft()
+        descent = descend(here.states, length, rate, number)
+        yield descent
+        before, here = here.error, min(here, descent, key=_error_of)
+        if here.error <= good_enough:
+            return
+        if descent.error > _WORSE * before and diverged < _DIVERGED:
+            diverged, rate = diverged + 1, rate / _SLOWER
+            lengths = deque(rungs(sum(lengths) + length - descent.steps, first))
+        elif here.error >= (1 - options.least_gain) * before:
+            return
 
 
 def _race(

@@ -16,8 +16,8 @@ CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean
 ALL = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
 EVEN = (*CLOSED_FORMS, "distill", DEFAULT)  # where originals are alike anyway
 HASTY = {  # nothing is tried first, and the originals are asked once a point
-    "starts": ("head",),
-    "learning_rates": (2e-3,),
+    "starts": ("coin",),
+    "learning_rates": (0.1,),
     "augmentation": {"mixed": 0.0, "shift": 0.0},
 }
 FASTER = ((500, 40), (1000, 20), (2000, 10), (2000, 15), (5000, 4), (5000, 5))  # distillation at thrice the usual rate
