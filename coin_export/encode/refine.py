@@ -15,9 +15,9 @@ best of all goes on. Where inputs cannot be augmented, all there is to learn is 
 whole of it.
 
 How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
-descents with a schedule of their own, each from where the one before led and twice as long, until one hardly pays. A
-rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over, from
-where the last good one led.
+descents with a schedule of their own, each from where the one before led and twice as long, until two in a row hardly
+pay. A rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over,
+from where the last good one led.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class RefineOptions(BaseModel):
         default=0.03,
         ge=0,
         lt=1,
-        description="A descent that lowers the held-out criterion by less than this share is the last one.",
+        description="After two descents in a row that lower the held-out criterion by less than this share there are "
+        "no more; a single one may be the chance of few points.",
     )
     good_enough: float = Field(
         default=0.005,
@@ -250,9 +251,9 @@ def _rungs_of(
     good_enough: float,
     descend: Callable[[Sequence[StateDict], int, float, int], _Descent],
 ) -> Iterator[_Descent]:
-    """Yield descents, each from where the last good one led, until one hardly pays."""
+    """Yield descents, each from where the last good one led, until two in a row hardly pay."""
     first = math.ceil(options.first_rung / options.batch_size)
-    diverged, lengths = 0, deque(rungs(steps, first))
+    diverged, in_vain, lengths = 0, 0, deque(rungs(steps, first))
     for number in count(1):
         if not lengths:
             return
@@ -265,7 +266,9 @@ def _rungs_of(
         if descent.error > _WORSE * before and diverged < _DIVERGED:
             diverged, rate = diverged + 1, rate / _SLOWER
             lengths = deque(rungs(sum(lengths) + length - descent.steps, first))
-        elif here.error >= (1 - options.least_gain) * before:
+            continue
+        in_vain = in_vain + 1 if here.error >= (1 - options.least_gain) * before else 0
+        if in_vain > 1:
             return
 
 
