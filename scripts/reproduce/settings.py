@@ -16,11 +16,12 @@ CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean
 ALL = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
 EVEN = (*CLOSED_FORMS, "distill", DEFAULT)  # where originals are alike anyway
 HASTY = {  # nothing is tried first, and the originals are asked once a point
-    "starts": ("coin",),
-    "learning_rates": (0.1,),
+    "starts": ("head",),
+    "learning_rates": (0.04,),
+    "batch_size": 32,
     "augmentation": {"mixed": 0.0, "shift": 0.0},
 }
-FASTER = ((500, 40), (1000, 20), (2000, 10), (2000, 15), (5000, 4), (5000, 5))  # distillation at thrice the usual rate
+FASTER = ((500, 40), (500, 80), (500, 160), (2000, 8), (2000, 10), (2000, 15), (5000, 3), (5000, 4))  # of distillation
 SWEEP = (50, 100, 200, 500, 1000, 2000, 5000)
 
 
@@ -137,11 +138,10 @@ FULL = Scale(
     grid=(
         (500, {"epochs": 80}),
         (2000, {"epochs": 20}),
-        (2000, {"epochs": 30}),
-        (5000, {"epochs": 5}),
-        *((points, {"epochs": epochs, "learning_rate": 3e-3}) for points, epochs in FASTER),
+        *((points, {"epochs": epochs, "learning_rate": 3e-3, "batch_size": 32}) for points, epochs in FASTER),
+        (2000, {"epochs": 10, "learning_rate": 5e-3}),
     ),
-    budgets=(2_000, 4_000, 5_000, 6_000, 8_000, 16_000),
+    budgets=(2_000, 3_000, 3_500, 4_000, 5_000, 8_000),
 )
 _BRIEFLY = {"budget": 24_000}  # of the default encoder's points, where networks are slow
 _CNN, _PAIR, _PAIR_BN = _pairs(_quick(SMALL_CNN), _quick(RESNET), few=(100,), many=(200,))

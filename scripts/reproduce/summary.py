@@ -110,12 +110,21 @@ def _seconds(record: Record) -> float:
     return float(record["encode_seconds"])
 
 
-def cost_ratios(records: Sequence[Record], setting: str) -> list[tuple[int, Reached, Reached]]:
-    """Return for each seed what the default encoder and distillation from a fresh start needed to reach `GOAL`."""
+def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> list[tuple[int, Reached, Reached]]:
+    """Return for each seed what the default encoder and distillation from a fresh start needed to reach `GOAL`.
+
+    Args:
+        records: of the study of costs, and any others.
+        setting: of both.
+        same_inputs: count those runs of distillation alone that had as many calibration inputs as the default encoder.
+    """
     found = []
-    for seed in sorted({record["seed"] for record in where(records, study="cost")}):
+    study = where(records, study="cost", setting=setting)
+    points = {record["points"] for record in where(study, encoder=DEFAULT)}
+    for seed in sorted({record["seed"] for record in study}):
         mine = where(records, setting=setting, seed=seed)
-        default, fresh = reached(mine, DEFAULT), reached(mine, "distill")
+        alike = [record for record in mine if record["points"] in points]
+        default, fresh = reached(alike, DEFAULT), reached(alike if same_inputs else mine, "distill")
         if default is not None and fresh is not None:
             found.append((seed, default, fresh))
     return found

@@ -121,14 +121,15 @@ def _costs(records: Sequence[Record]) -> list[str]:
 def _goal(records: Sequence[Record]) -> str:
     rows = [
         [
-            str(seed),
+            f"{seed}, {inputs}",
             f"{default.seconds:.1f} s ({default.how})",
             f"{fresh.seconds:.1f} s ({fresh.how})" if fresh.reached else f"not in {fresh.seconds:.1f} s ({fresh.how})",
             f"{'' if fresh.reached else '< '}{default.seconds / fresh.seconds:.2f}",
         ]
-        for seed, default, fresh in cost_ratios(records, FIRST)
+        for inputs, same in (("the same", True), ("any", False))
+        for seed, default, fresh in cost_ratios(records, FIRST, same)
     ]
-    return _table(["seed", "default encoder", "distillation from a fresh start", "ratio"], rows)
+    return _table(["seed, inputs", "default encoder", "distillation from a fresh start", "ratio"], rows)
 
 
 def _pairs(records: Sequence[Record]) -> str:
