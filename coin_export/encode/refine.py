@@ -14,10 +14,11 @@ starts race: each takes a short descent at one learning rate, the winner takes f
 best of all goes on. Where inputs cannot be augmented, all there is to learn is learnt soon, and each trial takes the
 whole of it.
 
-How many steps a network needs cannot be known beforehand either, and a schedule must know its end. So there are rungs:
-descents with a schedule of their own, each from where the one before led and twice as long, until two in a row hardly
-pay. A rate that serves a short descent may be too high for a long one, which then diverges: a third of it takes over,
-from where the last good one led.
+A schedule must know its end, but how many steps a network needs cannot be known beforehand. So there are rungs:
+descents with a schedule of their own, each from where the one before led and twice as long, until the budget is used up
+or the criterion is good enough. A rate that serves a short descent may be too high for a long one, which then diverges:
+a third of it takes over, from where the last good one led. Held-out points tell that, but they are too few to tell
+which of two good ends is better: the later one is, on other inputs.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ class RefineOptions(BaseModel):
     budget: int = Field(
         default=256_000,
         ge=1,
-        description="Points learnt from at most, each counted as often as it is shown; far fewer where they suffice.",
+        description="Points learnt from, each as often as it is shown; fewer where the result is good enough before.",
     )
     passes: int = Field(
         default=20,
@@ -76,15 +77,8 @@ class RefineOptions(BaseModel):
     first_rung: int = Field(
         default=8_000,
         ge=1,
-        description="Points of the first descent. Each one that follows goes on from the best so far and is twice as "
+        description="Points of the first descent. Each one that follows goes on from the last good one and is twice as "
         "long.",
-    )
-    least_gain: float = Field(
-        default=0.03,
-        ge=0,
-        lt=1,
-        description="After two descents in a row that lower the held-out criterion by less than this share there are "
-        "no more; a single one may be the chance of few points.",
     )
     good_enough: float = Field(
         default=0.005,
@@ -189,7 +183,7 @@ def refine(
         ahead, rate, end, trial_errors = _race(starts, options.learning_rates, trial)
         left = min(whole, math.ceil(options.budget / options.batch_size) - trial_steps * contests)
         if end.error <= _WORSE * ahead.error:
-            start, here, best = ahead, end, min(best, end, key=_error_of)
+            start, here = ahead, end
             left = min(left, whole - trial_steps)
         else:
             rate = min(options.learning_rates) / _SLOWER
@@ -197,7 +191,8 @@ def refine(
     good_enough = options.good_enough if held_out.in_nats else -math.inf
     for descent in _rungs_of(here, rate, left, options, good_enough, descend):
         done.append({"steps": descent.steps, "learning_rate": descent.rate, "held_out_error": descent.error})
-        best = min(best, descent, key=_error_of)
+        here = _later(here, descent)
+    best = min(best, here, key=lambda descent: descent.error)
     notes = {
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
@@ -239,8 +234,9 @@ class _Descent:
     steps: int = 0
 
 
-def _error_of(descent: _Descent) -> float:
-    return descent.error
+def _later(here: _Descent, descent: _Descent) -> _Descent:
+    """Return the descent from here, unless it diverged."""
+    return descent if descent.error <= _WORSE * here.error else here
 
 
 def _rungs_of(
@@ -251,25 +247,21 @@ def _rungs_of(
     good_enough: float,
     descend: Callable[[Sequence[StateDict], int, float, int], _Descent],
 ) -> Iterator[_Descent]:
-    """Yield descents, each from where the last good one led, until two in a row hardly pay."""
+    """Yield descents, each from where the last good one led."""
     first = math.ceil(options.first_rung / options.batch_size)
-    diverged, in_vain, lengths = 0, 0, deque(rungs(steps, first))
+    diverged, lengths = 0, deque(rungs(steps, first))
     for number in count(1):
         if not lengths:
             return
         length = lengths.popleft()
         descent = descend(here.states, length, rate, number)
         yield descent
-        before, here = here.error, min(here, descent, key=_error_of)
+        here = _later(here, descent)
         if here.error <= good_enough:
             return
-        if descent.error > _WORSE * before and diverged < _DIVERGED:
+        if here is not descent and diverged < _DIVERGED:
             diverged, rate = diverged + 1, rate / _SLOWER
             lengths = deque(rungs(sum(lengths) + length - descent.steps, first))
-            continue
-        in_vain = in_vain + 1 if here.error >= (1 - options.least_gain) * before else 0
-        if in_vain > 1:
-            return
 
 
 def _race(
