@@ -161,6 +161,24 @@ class EmbeddedServer:
         """
         self._launched()[0].kill()
 
+    def successor(self) -> EmbeddedServer:
+        """Return a server, yet to be started, that takes the place of this one once it has ended: same ports, same log.
+
+        Raises:
+            ServeError: if this one has not been started.
+        """
+        address = self._launched()[1]
+        return EmbeddedServer(
+            self._repository,
+            models=self._models,
+            host=self._host,
+            grpc_port=address.grpc,
+            http_port=address.http,
+            metrics_port=address.metrics,
+            log_path=self._log_path,
+            ready_timeout_s=self._ready_timeout_s,
+        )
+
     def _launched(self) -> tuple[ServerProcess, Address]:
         if self._process is None or self._address is None:
             raise ServeError("the server has not been started; call start(), or use it as a context manager")

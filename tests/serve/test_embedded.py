@@ -84,6 +84,16 @@ def test_a_server_killed_by_somebody_else_leaves_nothing(
     assert not server.is_alive() and not list(temporary.iterdir())
 
 
+def test_a_successor_takes_the_place_of_a_server_that_has_ended(repository: Path) -> None:
+    with EmbeddedServer(repository) as server:
+        server.kill()
+        with server.successor() as successor:
+            assert successor.is_alive() and not server.is_alive()
+            for address in ("grpc_address", "http_address", "metrics_address"):
+                assert getattr(successor, address) == getattr(server, address)
+            assert b"nv_inference" in get(successor.metrics_address, "/metrics")
+
+
 def test_a_suspended_server_hangs_and_goes_on(server: EmbeddedServer, remains_of: Callable[[int], Any]) -> None:
     remains = remains_of(server.pid)
     server.suspend()
