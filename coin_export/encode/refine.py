@@ -89,10 +89,10 @@ class RefineOptions(BaseModel):
     )
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rates: tuple[LearningRate, ...] = Field(
-        default=(0.05, 0.015),
+        default=(0.05,),
         min_length=1,
-        description="Tried in short runs; the best is used. All starts are compared at the first one. Of each "
-        "parameter, in units of how far the originals lie apart there.",
+        description="Of each parameter, in units of how far the originals lie apart there. Of several, which are tried "
+        "in short runs, the best is used; all starts are compared at the first one.",
     )
     trial_steps: int = Field(
         default=100,
