@@ -19,6 +19,7 @@ HASTY = {  # nothing is tried first, and the originals are asked once a point
     "starts": ("head",),
     "learning_rates": (0.04,),
     "batch_size": 32,
+    "optimizer": "muon",
     "augmentation": {"mixed": 0.0, "shift": 0.0},
 }
 FASTER = ((500, 40), (500, 80), (500, 160), (2000, 8), (2000, 10), (2000, 15), (5000, 3), (5000, 4))  # of distillation
