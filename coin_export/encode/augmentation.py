@@ -1,7 +1,8 @@
-"""More calibration inputs than were given: mixtures and shifts of them. The originals label anything.
+"""More calibration inputs than were given: mixtures, shifts and exchanges of them. The originals label anything.
 
-Only floating-point inputs can be mixed; as soon as one input is of another kind (token ids, masks), points are left
-as they are, since an embedding between two tokens is no token.
+Floating-point inputs are shifted and mixed. Between two tokens there is no token, so rows of integers (token ids, their
+masks) take positions from other rows instead, all inputs of a point the same ones. Points with inputs of both kinds, or
+of integers of other shapes, are left as they are.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
 from coin_export.encode.teachers import Inputs, points_of
+
+_MOST_EXCHANGED = 0.5  # of the positions of a point, on average; how many is drawn for each
 
 
 class AugmentationOptions(BaseModel):
@@ -31,17 +34,37 @@ class AugmentationOptions(BaseModel):
         description="Largest shift of an image (an input of shape channels x height x width), as a share of its "
         "height and width; the border is repeated. 0.07 is 2 of 28 or 32 pixels.",
     )
+    exchanged: float = Field(
+        default=0.8,
+        ge=0,
+        le=1,
+        description="Share of points that take some positions, up to half of them, from another point of their batch, "
+        "where all inputs are rows of integers (points x positions) of one length: token ids and their masks.",
+    )
 
 
 def can_augment(inputs: Inputs, options: AugmentationOptions) -> bool:
     """Say whether augmentation would change these inputs."""
+    return can_mix(inputs, options) or (_are_rows(inputs) and options.exchanged > 0)
+
+
+def can_mix(inputs: Inputs, options: AugmentationOptions) -> bool:
+    """Say whether mixing or shifting would change these inputs: then there is no end of them."""
     return all(tensor.is_floating_point() for tensor in inputs.values()) and (
         options.mixed > 0 or any(_reach(tensor, options) != (0, 0) for tensor in inputs.values())
     )
 
 
 def augment(inputs: Inputs, options: AugmentationOptions, generator: torch.Generator) -> dict[str, torch.Tensor]:
-    """Shift, then mix, a batch; all inputs of a point are treated alike."""
+    """Shift, then mix, a batch, or exchange positions; all inputs of a point are treated alike.
+
+    Args:
+        inputs: of which `can_augment` holds.
+        options: how far to go.
+        generator: of all that is random.
+    """
+    if _are_rows(inputs):
+        return _exchanged(inputs, options.exchanged, generator)
     points = points_of(inputs)
     direction = torch.rand(points, 2, generator=generator)
     shifted = {name: _shifted(tensor, _reach(tensor, options), direction) for name, tensor in inputs.items()}
@@ -51,6 +74,22 @@ def augment(inputs: Inputs, options: AugmentationOptions, generator: torch.Gener
     alone = torch.rand(points, generator=generator) >= options.mixed
     share = torch.rand(points, generator=generator).masked_fill(alone, 1.0)
     return {name: _mixed(tensor, tensor[partner], share) for name, tensor in shifted.items()}
+
+
+def _are_rows(inputs: Inputs) -> bool:
+    """Say whether all inputs are integers (or booleans) of one shape, (points, positions)."""
+    tensors = list(inputs.values())
+    integers = not any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors)
+    return integers and all(tensor.ndim == 2 and tensor.shape == tensors[0].shape for tensor in tensors)
+
+
+def _exchanged(inputs: Inputs, share: float, generator: torch.Generator) -> dict[str, torch.Tensor]:
+    points, positions = next(iter(inputs.values())).shape
+    partner = torch.randperm(points, generator=generator)
+    rate = torch.rand(points, 1, generator=generator) * _MOST_EXCHANGED
+    alone = torch.rand(points, 1, generator=generator) >= share
+    taken = (torch.rand(points, positions, generator=generator) < rate) & ~alone
+    return {name: torch.where(taken, tensor[partner], tensor) for name, tensor in inputs.items()}
 
 
 def _mixed(tensor: torch.Tensor, other: torch.Tensor, share: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ rates are in units of that; see `spreads`.
 Regressed closed forms may be named as starts, too. They are fitted to the very points, so they are ahead before any
 step, and behind after some, when they have lost more of what the originals know of other points. So different kinds of
 starts race: each takes a short descent at one learning rate, the winner takes further ones at the other rates, and the
-best of all goes on. Where inputs cannot be augmented, all there is to learn is learnt soon, and each trial takes the
-whole of it.
+best of all goes on. Where inputs cannot be mixed, all there is to learn is learnt soon, and each trial takes the whole
+of it.
 
 A schedule must know its end, but how many steps a network needs cannot be known beforehand. So there are rungs:
 descents with a schedule of their own, each from where the one before led and twice as long, until the budget is used up
@@ -35,7 +35,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.augmentation import AugmentationOptions, can_augment
+from coin_export.encode.augmentation import AugmentationOptions, can_mix
 from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
@@ -71,8 +71,8 @@ class RefineOptions(BaseModel):
     passes: int = Field(
         default=20,
         ge=1,
-        description="Where inputs cannot be augmented, each is shown so often at most, however large the budget: more "
-        "would only learn them by heart.",
+        description="Where inputs cannot be mixed, such as token ids, each is shown so often at most, however large "
+        "the budget: more would only learn them by heart.",
     )
     first_rung: int = Field(
         default=8_000,
@@ -99,12 +99,12 @@ class RefineOptions(BaseModel):
         ge=1,
         description="Steps of each short run; fewer where all of them together would take more than a quarter of the "
         "budget, or one of them more than a third of what may follow, and none for a single start and rate. Where "
-        "inputs cannot be augmented and the budget allows, each run is the whole descent.",
+        "inputs cannot be mixed and the budget allows, each run is the whole descent.",
     )
     optimizer: OptimizerName | Literal["auto"] = Field(
         default="auto",
         description="muon: orthogonal steps for matrices and kernels, Adam for the rest; or adam alone. auto: adam "
-        "where inputs cannot be augmented, so that descents are short; else muon.",
+        "where inputs cannot be mixed, so that descents are short; else muon.",
     )
     criterion: CriterionName = Field(
         default="divergence",
@@ -112,7 +112,8 @@ class RefineOptions(BaseModel):
         "originals' own; error: their mean squared difference, for outputs that are no logits.",
     )
     augmentation: AugmentationOptions = Field(
-        default=AugmentationOptions(), description="Mixtures and shifts of floating-point inputs."
+        default=AugmentationOptions(),
+        description="Mixtures and shifts of floating-point inputs, exchanges of integers.",
     )
     starts: tuple[ClosedForm, ...] = Field(
         default=("average", "coin"),
@@ -159,7 +160,7 @@ def refine(
     starts = best_closed_forms(originals, code, learnt_from, families, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
 
-    endless = can_augment(inputs, options.augmentation)
+    endless = can_mix(inputs, options.augmentation)
     optimizer: OptimizerName = ("muon" if endless else "adam") if options.optimizer == "auto" else options.optimizer
 
     def descend(states: Sequence[StateDict], steps: int, rate: float, seed: int) -> _Descent:

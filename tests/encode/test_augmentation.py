@@ -2,15 +2,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment
+from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment, can_mix
 
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_token_ids_are_never_touched() -> None:
-    inputs = {"tokens": torch.arange(12).reshape(3, 4), "x": torch.randn(3, 5, generator=seeded())}
+def test_integers_beside_numbers_are_never_touched() -> None:
+    inputs = {"tokens": torch.arange(12).reshape(3, 4), "x": torch.randn(3, 4, generator=seeded())}
     assert not can_augment(inputs, AugmentationOptions())
     assert can_augment({"x": inputs["x"]}, AugmentationOptions())
     assert not can_augment({"x": inputs["x"]}, AugmentationOptions(mixed=0))
@@ -47,3 +47,32 @@ def test_images_are_shifted_by_whole_pixels_within_reach() -> None:
 
 def test_the_border_is_repeated() -> None:
     assert bool((augment({"x": torch.ones(8, 1, 20, 20)}, AugmentationOptions(), seeded())["x"] == 1).all())
+
+
+@settings(max_examples=30, deadline=None)
+@given(points=st.integers(1, 9), seed=st.integers(0, 1000))
+def test_rows_of_integers_take_positions_from_one_other_point(points: int, seed: int) -> None:
+    """The token says whose it is and where it stood; the mask follows it."""
+    ids = torch.arange(points)[:, None] * 100 + torch.arange(12)
+    inputs = {"ids": ids, "mask": ids % 7 == 0}
+    assert can_augment(inputs, AugmentationOptions()) and not can_mix(inputs, AugmentationOptions())
+    exchanged = augment(inputs, AugmentationOptions(exchanged=1.0), seeded(seed))
+    assert torch.equal(exchanged["ids"] % 100, ids % 100)
+    assert torch.equal(exchanged["mask"], exchanged["ids"] % 7 == 0)
+    for own, row in enumerate((exchanged["ids"] // 100).tolist()):
+        assert len({*row, own}) <= 2
+
+
+def test_about_the_chosen_share_takes_a_quarter_of_its_positions() -> None:
+    ids = torch.arange(2000)[:, None].expand(-1, 64)
+    changed = augment({"ids": ids}, AugmentationOptions(exchanged=0.6), seeded())["ids"] != ids
+    touched = changed.any(1)
+    assert 0.55 < float(touched.float().mean()) < 0.65
+    assert 0.22 < float(changed[touched].float().mean()) < 0.28
+
+
+def test_integers_of_other_shapes_are_left_alone() -> None:
+    rows = torch.zeros(3, 4, dtype=torch.long)
+    for other in (torch.zeros(3, dtype=torch.long), rows[:, :2], rows[..., None], torch.zeros(3, 4)):
+        assert not can_augment({"ids": rows, "other": other}, AugmentationOptions())
+    assert not can_augment({"ids": rows}, AugmentationOptions(exchanged=0))

@@ -29,7 +29,7 @@ from tests.encode.cases import (
 from tests.reference.networks import CASES
 
 SHORT = RefineOptions(budget=80, trial_steps=4, batch_size=4, held_out=0.4)
-AS_THEY_ARE = AugmentationOptions(mixed=0, shift=0)
+AS_THEY_ARE = AugmentationOptions(mixed=0, shift=0, exchanged=0)
 BETA = [0.2, 0.3, 0.5]
 
 
@@ -164,34 +164,26 @@ def test_the_originals_are_left_as_they_are() -> None:
         assert not any(part.training for part in original.module.modules())
 
 
-@pytest.mark.parametrize("case", ["mlp", "embedding"])
-def test_passes_are_counted(case: str) -> None:
+@pytest.mark.parametrize(
+    ("case", "augmented"), [("mlp", True), ("mlp", False), ("embedding", True), ("embedding", False)]
+)
+def test_passes_are_counted(case: str, augmented: bool) -> None:
     """Five points: three to learn from, two held out; 20 steps, 2 trials of 2 of them; all batches of three points.
 
-    Of floating-point inputs, three augmented points stand by each held-out one.
+    With augmentation three more points stand by each held-out one, and teachers are asked every step in place of once
+    a descent.
     """
     originals = trio(case)
-    options = SHORT.model_copy(update={"learning_rates": (1e-3, 3e-3), "starts": ("average",)})
+    augmentation = AugmentationOptions() if augmented else AS_THEY_ARE
+    more = {"learning_rates": (1e-3, 3e-3), "starts": ("average",), "augmentation": augmentation}
+    options = SHORT.model_copy(update=more)
     cost = encode(originals, BETA, CASES[case].calibration(), options).cost
     descents, points, steps = 3, 3, 20
     assert cost.backward_passes == steps * points
-    held_out = 2 * 4 if case == "mlp" else 2
+    held_out = 2 * 4 if augmented else 2
     wanted_on_held_out, start, checks = 3 * held_out, held_out, descents * held_out
-    teachers = 3 * points * (steps if case == "mlp" else descents)  # token ids are asked as they are, once a descent
+    teachers = 3 * points * (steps if augmented else descents)
     assert cost.forward_passes == wanted_on_held_out + start + checks + steps * points + teachers
-
-
-def test_points_are_left_alone_without_augmentation() -> None:
-    """Teachers asked once a descent, as the passes show."""
-    options = SHORT.model_copy(
-        update={
-            "augmentation": AS_THEY_ARE,
-            "starts": ("average",),
-            "learning_rates": (1e-3,),
-        }
-    )
-    cost = encode(trio("mlp"), BETA, CASES["mlp"].calibration(), options).cost
-    assert cost.forward_passes == 3 * 2 + 2 + 2 + 20 * 3 + 3 * 3
 
 
 def test_no_steps_are_no_rungs() -> None:
@@ -267,7 +259,7 @@ def test_a_divergence_may_be_good_enough(criterion: str, descents: int) -> None:
 
 
 @pytest.mark.parametrize(("augmentation", "steps"), [(AS_THEY_ARE, 3 * 2), (AugmentationOptions(), 40)])
-def test_inputs_that_cannot_be_augmented_are_shown_a_bounded_number_of_times(
+def test_inputs_that_cannot_be_mixed_are_shown_a_bounded_number_of_times(
     augmentation: AugmentationOptions, steps: int
 ) -> None:
     values = {"budget": 16 * 40, "passes": 3, "batch_size": 16, "held_out": 0.2, "learning_rates": (1e-2,)}
