@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 _CHUNK = 1 << 16
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST instead of FIN
@@ -61,12 +61,12 @@ class Proxy:
     def end_answers(self) -> None:
         """Tell the clients that nothing more will come, and go on taking in what they send."""
         for to_client in self._pairs:
-            to_client.write_eof()
+            _end(to_client)
 
     def end_requests(self) -> None:
         """Tell the server that nothing more will come, and go on taking in what it answers."""
         for to_server in self._pairs.values():
-            to_server.write_eof()
+            _end(to_server)
 
     async def _forward(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, answers: bool) -> None:
         while piece := await source.read(_CHUNK):
@@ -78,6 +78,11 @@ class Proxy:
             await sink.drain()
         if not sink.is_closing():
             sink.write_eof()
+
+
+def _end(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):  # whoever would be told has just reset the connection, which its reader is yet to find out
+        writer.write_eof()
 
 
 @asynccontextmanager
