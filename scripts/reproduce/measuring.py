@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from coin_export.code.decode import Array
+from coin_export.code.decode import Array, decode
 from coin_export.code.design import default_code
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
@@ -103,6 +103,7 @@ def measure(cell: Cell, data: Data) -> list[Record]:
         "points": cell.points,
         "seed": cell.seed,
         "changed": {name: value for name, value in asked.items() if value != plain[name]},
+        "error_correlation": _error_correlation(code, subject.tests, coded),
         "original_accuracy": {task: _original_accuracy(subject.tests, setting, task) for task in setting.tasks},
         "encode_seconds": round(seconds, 3),
         **_cost(encodings),
@@ -157,6 +158,25 @@ def _decoded(
                 # An original that is never right, as in tests, has nothing to lose.
                 results[pattern][wanted] = round(100 * decoded / direct, 3) if direct else 100.0
     return results
+
+
+def _error_correlation(code: LinearCode, asked: Mapping[str, Asked], coded: Sequence[Original]) -> float | None:
+    """Return how far two coded models err alike, mean over their pairs and the tasks; None for a single one.
+
+    An error is the coded output less the combination that it stands for, less its mean over classes, which a softmax
+    does not see.
+    """
+    if len(coded) == 1:
+        return None
+    combine = code.decoding(range(code.k), code.parities)
+    found = []
+    for item in asked.values():
+        answers = [_outputs(model.module, item.part) for model in coded]
+        due = decode(combine, [item.direct[source] for source in combine.sources], [answers[0].shape[1:]] * len(coded))
+        errors = np.asarray(answers, dtype=np.float64) - due
+        errors -= errors.mean(axis=-1, keepdims=True)
+        found.append(np.corrcoef(errors.reshape(len(coded), -1))[np.triu_indices(len(coded), 1)].mean())
+    return round(float(np.mean(found)), 3)
 
 
 def _original_accuracy(tests: Mapping[str, Asked], setting: Setting, task: str) -> float:

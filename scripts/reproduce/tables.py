@@ -146,7 +146,13 @@ def _pairs(records: Sequence[Record]) -> str:
     rows.append(["mean of all pairs", *(_shown(normalized(where(mine, encoder=method))) for method in methods)])
     worst = [worst_pair(where(mine, encoder=method)) for method in methods]
     rows.append(["worst pair", *("" if found is None else _shown(found[1]) for found in worst)])
+    alike = [over_seeds(where(mine, encoder=method), _error_correlation) for method in methods]
+    rows.append(["correlation of errors", *("" if found is None else f"{found.mean:.2f}" for found in alike)])
     return _table(["erased", *(f"`{method}`" for method in methods)], rows)
+
+
+def _error_correlation(record: Record) -> float:
+    return float(record["error_correlation"])
 
 
 def _name(method: str, records: Sequence[Record]) -> str:

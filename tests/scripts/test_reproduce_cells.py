@@ -70,6 +70,7 @@ def test_two_coded_models_are_measured_for_all_pairs_of_erasures(data_folder: Pa
     lost = next(record for record in records if record["erased"] == ["mnist", "fashion-mnist"])
     assert set(lost["by_model"]) == {"mnist", "fashion-mnist"}
     assert (lost["k"], lost["m"], lost["points"], lost["seed"], lost["default"]) == (2, 2, 6, 0, False)
+    assert 0.9 < lost["error_correlation"] <= 1  # two means of the same two weights, nearly alike
 
 
 def test_an_original_that_arrived_is_never_counted_as_decoded(data_folder: Path, tmp_path: Path) -> None:
