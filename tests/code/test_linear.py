@@ -235,6 +235,36 @@ def test_default_code_beats_random_coefficients(k: int, m: int, seed: int) -> No
     assert worst_gain(np.asarray(default_code(k, m).parities)) <= worst_gain(random) * 1.01
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 4), st.integers(2, 3), st.integers(0, 2**32 - 1))
+def test_default_code_beats_random_coefficients_where_coded_models_err_alike(k: int, m: int, seed: int) -> None:
+    random = LinearCode.from_rows(np.random.default_rng(seed).dirichlet(np.ones(k), size=m).tolist())
+    assume(random.survives_any(m))
+    assert worst_deviation(default_code(k, m)) <= worst_deviation(random) * 1.01
+
+
+def test_what_cancels_when_two_coded_models_err_alike_goes_to_the_losses_that_leave_one() -> None:
+    """Of these two codes, the first has the less noise gain, but leaves a coefficient of 0.19."""
+    least_noise_gain = LinearCode.from_rows([[0.463, 0.189, 0.348], [0.189, 0.463, 0.348]])
+    code = default_code(3, 2)
+    assert least_noise_gain.worst_noise_gain() < code.worst_noise_gain()
+    assert worst_deviation(code) < 0.9 * worst_deviation(least_noise_gain)
+    assert np.min(code.parities) > 0.21
+
+
+def worst_deviation(code: LinearCode, correlation: float = 0.6) -> float:
+    """The largest standard deviation of a decoded output, where each coded model's is one."""
+    covariance = (1 - correlation) * np.eye(code.m) + correlation
+    deviations = []
+    for lost in combinations(range(code.n), code.m):
+        decoding = code.decoding(code.left_by(lost))
+        weights = np.zeros((code.k, code.n))
+        weights[:, decoding.sources] = decoding.weights
+        on_coded = weights[:, code.k :]
+        deviations.append(np.sqrt(np.einsum("kr,rs,ks->k", on_coded, covariance, on_coded)).max())
+    return float(max(deviations))
+
+
 @settings(max_examples=6)
 @given(st.integers(2, 4), st.integers(1, 3), st.data())
 def test_protecting_a_model_lowers_its_noise_gain(k: int, m: int, data: st.DataObject) -> None:
