@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from coin_export.code.design import default_code
 from coin_export.encode.registry import DEFAULT_ENCODER, EncoderOptions
 from scripts.reproduce.cache import path_of
 from scripts.reproduce.methods import ALIKE, DEFAULT, METHODS, with_options
@@ -65,11 +66,18 @@ class Cell:
             "seed": self.seed,
             "test_points": self.test_points,
             **({"protect": "sensitive"} if self.sensitive else {}),
+            **({"code": _coefficients(setting)} if setting.parities > 1 else {}),
         }
 
     def path(self, cache: Path) -> Path:
         """Return where its records are kept."""
         return path_of(cache / "cells", self.method, self.key, "json")
+
+
+def _coefficients(setting: Setting) -> list[list[float]]:
+    """Return those of all models protected alike: what is searched for may change."""
+    code = default_code(len(setting.tasks), setting.parities)
+    return [[round(beta, 3) for beta in row] for row in code.parities]
 
 
 def plan(scale: Scale) -> list[Cell]:

@@ -129,7 +129,7 @@ def _goal(records: Sequence[Record]) -> str:
         for inputs, same in (("the same", True), ("any", False))
         for seed, default, fresh in cost_ratios(records, FIRST, same)
     ]
-    return _table(["seed, inputs", "default encoder", "distillation from a fresh start", "ratio"], rows)
+    return _table(["seed, inputs", "`refine`, tuned for it", "distillation from a fresh start", "ratio"], rows)
 
 
 def _pairs(records: Sequence[Record]) -> str:

@@ -101,7 +101,7 @@ def _above(text: str, records: Sequence[Record], others: Sequence[Record]) -> Ta
 
 
 def _cost(records: Sequence[Record], inputs: str, same_inputs: bool) -> Target:
-    text = f"{FIRST}: processor time to 97, default encoder over fresh distillation {inputs} <= 1/10"
+    text = f"{FIRST}: processor time to 97, refine tuned for it over fresh distillation {inputs} <= 1/10"
     ratios = cost_ratios(records, FIRST, same_inputs)
     if not ratios:
         return Target(text, "", None)
@@ -109,7 +109,7 @@ def _cost(records: Sequence[Record], inputs: str, same_inputs: bool) -> Target:
     never = [fresh for _, _, fresh in ratios if not fresh.reached]
     shown = f"{'at most ' if never else ''}{ratio:.2f} ({_seeds(len(ratios))})"
     if not all(default.reached for _, default, _ in ratios):
-        return Target(text, f"{shown}; the default encoder did not get there", False)
+        return Target(text, f"{shown}; refine did not get there", False)
     if never and ratio > _COST_TARGET:  # more time for distillation only lowers the ratio
         return Target(text, f"{shown}; distillation did not get there in the runs that were made", None)
     return Target(text, shown, ratio <= _COST_TARGET)

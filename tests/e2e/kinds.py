@@ -107,7 +107,15 @@ def images() -> nn.Module:
 
 
 def volumes() -> nn.Module:
-    return nn.Sequential(nn.Conv3d(2, 4, 2), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(32, 3))
+    return nn.Sequential(
+        nn.Conv3d(2, 4, 2),
+        nn.BatchNorm3d(4),
+        nn.ConvTranspose3d(4, 4, 1),
+        nn.GroupNorm(2, 4),
+        nn.SiLU(),
+        nn.Flatten(),
+        nn.Linear(32, 3),
+    )
 
 
 def plain() -> nn.Module:
@@ -129,10 +137,17 @@ def mlp(dtype: torch.dtype = torch.float32) -> nn.Module:
 
 @dataclass(frozen=True)
 class Kind:
-    """A network and calibration inputs for it."""
+    """A network and calibration inputs for it.
+
+    Attributes:
+        make: makes it.
+        inputs: makes those.
+        frozen: parameters that fine-tuning leaves alone.
+    """
 
     make: Callable[[], nn.Module]
     inputs: Callable[[], dict[str, Array]]
+    frozen: tuple[str, ...] = ()
 
     def tuned(self, seed: int) -> nn.Module:
         """Make the network, fine-tuned a little: the same start for every seed, and another end."""
@@ -140,8 +155,9 @@ class Kind:
         module = self.make()
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype))
+            for name, parameter in module.named_parameters():
+                if name not in self.frozen:
+                    parameter.add_((0.02 * torch.randn(parameter.shape, generator=generator)).to(parameter.dtype))
         return module.eval()
 
 
@@ -153,7 +169,9 @@ def _masked() -> dict[str, Array]:
 KINDS = {
     "mlp": Kind(plain, lambda: {"x": normal(6)}),
     "conv1d": Kind(
-        lambda: nn.Sequential(nn.Conv1d(2, 4, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+        lambda: nn.Sequential(
+            nn.Conv1d(2, 4, 3, stride=2), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)
+        ),
         lambda: {"x": normal(2, 9)},
     ),
     "conv2d": Kind(images, lambda: {"x": normal(3, 8, 8)}),
@@ -167,6 +185,11 @@ KINDS = {
         ),
         lambda: {"x": normal(2, 4, 4)},
     ),
+    "transposed1d": Kind(
+        lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 3, stride=2), nn.GELU(), nn.Flatten(), nn.Linear(33, 3)),
+        lambda: {"x": normal(2, 5)},
+    ),
+    "shared": Kind(plain, lambda: {"x": normal(6)}, frozen=("0.weight", "0.bias", "1.weight")),
     "attention": Kind(Attention, lambda: {"x": normal(5, 8)}),
     "transformer": Kind(Encoder, lambda: {"tokens": tokens(5)}),
     "own_attention": Kind(OwnAttention, _masked),

@@ -1,23 +1,38 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
 
+from coin_export.code.linear import LinearCode
+from coin_export.encode import barycenter_cg
+from coin_export.encode.architecture import coded_module
+from coin_export.encode.average import AverageOptions
 from coin_export.encode.barycenter_cg import BarycenterCgOptions, conjugate_gradients
 from coin_export.encode.registry import encode
+from coin_export.evaluate.accuracy import decoded_outputs
 from tests.encode.cases import normal_points, originals_of, output_error, trio
 from tests.reference.networks import CASES
 
 BETA = [0.2, 0.3, 0.5]
 
 
-def test_linear_models_under_full_curvature_decode_exactly() -> None:
+def test_linear_models_under_full_curvature_decode_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a start far from the solution: COIN's own would be it, since linear models all have the same Fisher."""
     torch.manual_seed(0)
     originals, points = originals_of(*(nn.Linear(3, 2) for _ in "abc")), normal_points()
+    off = encode(originals, [0.98, 0.01, 0.01], points, AverageOptions())
+    monkeypatch.setattr(barycenter_cg, "coin", lambda *_: off)
     found = encode(originals, BETA, points, BarycenterCgOptions(tolerance=1e-6))
+    assert output_error(off.state_dict, originals, BETA, points) > 1e-2
     assert output_error(found.state_dict, originals, BETA, points) < 1e-10
+    code, x = LinearCode.from_rows([BETA]), torch.from_numpy(points.arrays["x"])
+    models = [*(original.module for original in originals), coded_module(originals[0].module, found.state_dict)]
+    outputs = [{"y": model(x).detach().numpy()} for model in models]
+    for lost in range(3):
+        np.testing.assert_allclose(decoded_outputs(code, outputs, [lost], lost)["y"], outputs[lost]["y"], atol=1e-4)
 
 
 def flat(module: nn.Module) -> torch.Tensor:

@@ -59,6 +59,44 @@ def test_identical_models_are_coded_as_that_model(case: str, options: EncoderOpt
     assert all(torch.equal(encoding.state_dict[name], tensor) for name, tensor in state.items())
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("options", [AVERAGE, *COINS], ids=named)
+def test_numbers_that_are_equal_in_all_models_are_coded_as_they_are(case: str, options: EncoderOptions) -> None:
+    """Each tensor differs in its first element, so that no tensor is equal as a whole."""
+    one = CASES[case].original("a")
+    other = copy.deepcopy(one.module)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.view(-1)[0] += 1.0
+    originals = [one, Original("b", other, one.signature)]
+    found = encode(originals, [0.3, 0.7], CASES[case].calibration(), options).state_dict
+    for name, parameter in one.module.named_parameters():
+        before, after = parameter.detach().flatten(), found[name].flatten()
+        torch.testing.assert_close(after[1:], before[1:], rtol=1e-6, atol=0)
+        assert before[0] <= after[0] <= before[0] + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [AVERAGE, CoinOptions(fisher=EXACT)], ids=named)
+def test_half_precision_is_rounded_once(dtype: torch.dtype, options: EncoderOptions) -> None:
+    """Weights that nearly cancel: sums of half-precision terms would lose most digits of what is left."""
+    calibration = CASES["mlp"].calibration()
+    torch.manual_seed(0)
+    large = 100 * torch.rand(2, 3)
+    originals = []
+    for name, weight in {"a": large, "b": -large, "c": torch.rand(2, 3)}.items():
+        module = nn.Linear(3, 2, bias=False)
+        module.weight.data = weight
+        module = module.to(dtype).eval()
+        originals.append(Original(name, module, infer_signature(copy.deepcopy(module).float(), calibration)))
+    coefficients = [0.35, 0.35, 0.3]
+    weights = [original.module.get_parameter("weight").detach().double() for original in originals]
+    wanted = torch.stack([beta * weight for beta, weight in zip(coefficients, weights, strict=True)]).sum(0)
+    found = encode(originals, coefficients, calibration, options).state_dict["weight"]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, wanted.to(dtype), rtol=float(torch.finfo(dtype).eps), atol=1e-4)
+
+
 @pytest.mark.parametrize("case", ["batch_norm", "tied"])
 @pytest.mark.parametrize("options", [AVERAGE, *COINS], ids=named)
 def test_the_order_of_the_models_does_not_matter(case: str, options: EncoderOptions) -> None:

@@ -9,9 +9,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.fisher.layers import convolution, products
+from coin_export.fisher.layers.registry import RULES
 from coin_export.fisher.options import FisherOptions
 from tests.fisher.paths import POINTS, assert_equal, both, describe
+from tests.reference.fisher import reference_fisher
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 
@@ -76,6 +79,23 @@ def test_a_layer_alone_and_between_others(name: str) -> None:
     check(make().double(), inputs)
     first = nn.Sequential(nn.Flatten(), nn.Linear(inputs[0].numel(), inputs[0].numel()), nn.Unflatten(1, shape))
     check(nn.Sequential(first, nn.Tanh(), make(), nn.Tanh(), nn.Flatten()).double(), inputs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_layer_is_the_slow_reference(name: str) -> None:
+    make, shape = LAYERS[name]
+    torch.manual_seed(0)
+    inputs = torch.randn(3, *shape, dtype=torch.float64)
+    original = describe(make().double(), inputs)
+    found, _ = both(original, (inputs,), FisherOptions(estimate="exact"))
+    wanted = reference_fisher(original.module, CalibrationInputs({"x0": inputs.numpy()}), ("output",), "gaussian")
+    assert found.keys() == wanted.keys()
+    assert_equal(found, {name: 3 * square for name, square in wanted.items()})
+
+
+def test_every_rule_has_a_layer_here() -> None:
+    tested = {type(part) for make, _ in LAYERS.values() for part in make().modules()}
+    assert set(RULES) <= tested | {nn.Embedding}  # of integers, tested below
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options.likelihood}-{options.estimate}")
