@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +24,7 @@ def build(
 ) -> None:
     """Build the coded models of a recipe and write the model repository."""
     with extra("build"):
+        from coin_export.encode.encoding import plain_notes
         from coin_export.pipeline import build as run_build
         from coin_export.pipeline import plan
         from coin_export.recipe import load_recipe
@@ -37,9 +39,24 @@ def build(
         print_json(report.to_json())
         return
     print_group(report.group)
+    for model, notes in report.notes.items():
+        if notes:
+            out.print(f"{model}: {_told(plain_notes(notes))}", highlight=False)
     out.print(
         f"ONNX Runtime against torch: at most {report.onnx_max_abs_error:.2e} apart. Written: {report.repository}"
     )
+
+
+def _told(notes: Mapping[str, Any]) -> str:
+    """Return what an encoder had to say (what it chose, and why), but for its lists, which are for programs."""
+    kept = {key: value for key, value in notes.items() if value not in ({}, None) and not isinstance(value, list)}
+    return "; ".join(f"{key.replace('_', ' ')}: {_shown(value)}" for key, value in kept.items())
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_shown(each)}" for key, each in value.items())
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def fisher(

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -128,6 +129,17 @@ def test_python_builds_what_the_recipe_builds(built: UserProject, monkeypatch: p
     )
     assert files(built.folder / "other") == built.files()
     assert report.onnx_max_abs_error < 1e-4
+
+
+def test_a_build_says_what_the_encoder_chose_and_why(project: UserProject) -> None:
+    project.rewrite(encoder={"name": "auto", "candidates": ["average", "regress"]})
+    told = " ".join(project.run("build", "recipe.yaml").stdout.split())
+    assert re.search(
+        r"tasks_coded_0: chosen: (average|regress); "
+        r"why: least divergence of the decoded outputs on \d+ held-out points; "
+        r"held out errors: average [\d.e-]+, regress [\d.e-]+ ONNX",
+        told,
+    )
 
 
 def test_a_code_that_decodes_badly_is_warned_of_before_it_is_built(
