@@ -24,7 +24,8 @@ class CalibrationInputs:
             the number of points.
 
     Raises:
-        CalibrationError: if there is no array, no point, unequal numbers of points, or NaN or infinity.
+        CalibrationError: if there is no array, no point, unequal numbers of points, NaN or infinity, or what is no
+            number.
     """
 
     arrays: Mapping[str, Array]
@@ -38,6 +39,8 @@ class CalibrationInputs:
                     f"calibration input {name!r} has shape {array.shape} and holds no point; "
                     "its first dimension must be the number of points, at least one"
                 )
+            if array.dtype.kind not in "biufc":
+                raise CalibrationError(f"calibration input {name!r} holds {array.dtype}; it must hold numbers")
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 raise CalibrationError(f"calibration input {name!r} contains NaN or infinity; remove those points")
         counts = {name: array.shape[0] for name, array in self.arrays.items()}

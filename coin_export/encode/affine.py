@@ -95,7 +95,7 @@ def calls_of(
 
     def observe(found: str, given: torch.Tensor, output: torch.Tensor) -> None:
         if found == name:
-            seen.append((given, output.clone()))  # what follows may write into it
+            seen.append((given.clone(), output.clone()))  # what follows may write into them
             if len(seen) == calls:
                 raise _Reached
 

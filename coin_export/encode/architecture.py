@@ -19,7 +19,8 @@ def check_same_architecture(originals: Sequence[Original]) -> None:
     """Check that the originals' tensors, inputs and outputs agree and that their weights are finite.
 
     Raises:
-        ModelError: if there are fewer than two models, two have the same name, or weights are complex.
+        ModelError: if there are fewer than two models, two have the same name, weights are complex or no tensors, or
+            buffers that are not saved differ.
         ArchitectureError: lists every difference of every model from the first one.
         NonFiniteError: if weights hold NaN or infinity.
     """
@@ -36,19 +37,41 @@ def check_same_architecture(originals: Sequence[Original]) -> None:
             f"the originals cannot be combined; they differ from {first.name!r}:\n" + "\n".join(differences)
         )
     for original in originals:
+        strange = [name for name, item in original.module.state_dict().items() if not isinstance(item, torch.Tensor)]
+        if strange:
+            raise ModelError(f"model {original.name!r}: {', '.join(strange)} in its state dict is no tensor to combine")
         complex_names = [name for name, tensor in original.module.state_dict().items() if tensor.is_complex()]
         if complex_names:
             raise ModelError(f"model {original.name!r}: complex weights are not supported: {', '.join(complex_names)}")
         check_finite(original.module, f"model {original.name!r}")
+        unsaved = _differing_unsaved(first, original)
+        if unsaved:
+            raise ModelError(
+                f"models {first.name!r} and {original.name!r} differ in {', '.join(unsaved)}, buffers that are not "
+                "saved, so no coded weights can hold them; register them with persistent=True"
+            )
+
+
+def _differing_unsaved(first: Original, other: Original) -> list[str]:
+    """Name the buffers outside the state dict that are not equal."""
+    saved, others = first.module.state_dict(), dict(other.module.named_buffers())
+    buffers = {name: tensor for name, tensor in first.module.named_buffers() if name not in saved}
+    return [name for name, tensor in buffers.items() if not torch.equal(tensor, others[name])]
 
 
 def coded_module(original: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) -> torch.nn.Module:
     """Copy ``original`` and load coded weights into the copy; tied weights stay tied.
 
     Raises:
-        ModelError: if the weights do not fit the module exactly.
+        ModelError: if the weights do not fit the module exactly, or it cannot be copied.
     """
-    module = copy.deepcopy(original)
+    try:
+        module = copy.deepcopy(original)
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(
+            f"a {type(original).__name__} cannot be copied: {error}; if its weights are normalised by torch.nn.utils."
+            "weight_norm or spectral_norm, use those of torch.nn.utils.parametrizations"
+        ) from error
     try:
         module.load_state_dict(state_dict)
     except RuntimeError as error:

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
-from torch.func import functional_call, vjp
+from torch.func import vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_export.datasets.calibration import CalibrationInputs
@@ -28,6 +28,7 @@ from coin_export.encode.teachers import Inputs, batches_of, finished_state, poin
 from coin_export.errors import ModelError
 from coin_export.fisher.cache import cached_diagonal_fisher
 from coin_export.fisher.options import FisherOptions
+from coin_export.model.functional import Slots
 from coin_export.model.signature import Original, name_outputs
 from coin_export.model.state import all_equal
 
@@ -168,7 +169,7 @@ def _gauss_newton(
     """Return the product with E_x[J^T J], J the Jacobian of all outputs with respect to the named parameters."""
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     moving = {name: parameters[name] for name in names}
-    points = sum(points_of(inputs) for inputs in batches)
+    points, slots = sum(points_of(inputs) for inputs in batches), Slots(model)
 
     def product(vector: Vector) -> Vector:
         direction = _unflat(vector, moving, names)
@@ -176,7 +177,7 @@ def _gauss_newton(
         for inputs in batches:
 
             def outputs(moved: dict[str, torch.Tensor], inputs: Inputs = inputs) -> tuple[torch.Tensor, ...]:
-                returned = functional_call(model, {**parameters, **moved}, tuple(inputs.values()))
+                returned = slots.call({**parameters, **moved}, tuple(inputs.values()))
                 return tuple(name_outputs(returned, None).values())
 
             with sdpa_kernel(SDPBackend.MATH):  # the others cannot be differentiated twice

@@ -28,6 +28,8 @@ def estimate_statistics(module: nn.Module, originals: Sequence[Original], inputs
         The names of the layers set, in the order in which they are called.
     """
     wanted = {name for name, layer in module.named_modules() if _tracks(layer) and _differs(name, originals)}
+    if not wanted:
+        return []
     calls: Counter[str] = Counter()
     with torch.no_grad(), observing(module, wanted, lambda name, *_: calls.update([name])):
         module(*select(inputs, slice(0, 1)).values())

@@ -41,10 +41,10 @@ class Criterion:
         """Return the mean over decoded answers, a differentiable scalar.
 
         ``divergence`` is the Kullback-Leibler divergence, in nats, of the softmax over the last dimension of a decoded
-        output from that of the original's own; outputs whose last dimension is one, of which a softmax says nothing,
-        count by their error. Classes to which an original answers exactly zero throughout are those that its padded
-        head lacks, and do not count for it. ``error`` is the mean squared error of the decoded outputs over its
-        amplification by the decoder, so that for m = 1 it is that of the coded model.
+        output from that of the original's own; outputs with a single class, of which a softmax says nothing, count by
+        their error. Classes to which an original answers exactly zero throughout are those that its padded head lacks,
+        and do not count for it. ``error`` is the mean squared error of the decoded outputs over its amplification by
+        the decoder, so that for m = 1 it is that of the coded model.
 
         Args:
             coded: outputs of the m coded models.
@@ -58,7 +58,9 @@ class Criterion:
 
     def in_nats(self, originals: Answers) -> bool:
         """Say whether the criterion of these outputs is a divergence throughout, so that its size has a meaning."""
-        return self.name == "divergence" and all(_is_distribution(output) for output in originals)
+        return self.name == "divergence" and all(
+            _is_distribution(output) and bool(((~absent_classes(output)).sum(-1) != 1).all()) for output in originals
+        )
 
     def _divergence(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
         if not _is_distribution(originals):
@@ -67,8 +69,12 @@ class Criterion:
         decoded = own + self._decoded_errors(coded, originals)
         absent = absent_classes(originals)[self._wanted]
         logs = [functional.log_softmax(logits.masked_fill(absent, _NEVER), -1) for logits in (decoded, own)]
-        divergence = functional.kl_div(logs[0], logs[1], reduction="sum", log_target=True)
-        return divergence / own[..., 0].numel()
+        divergence = functional.kl_div(logs[0], logs[1], reduction="none", log_target=True).flatten(1).sum(1)
+        alone = (~absent).sum(-1).flatten(1)[:, 0] == 1
+        if alone.any():
+            squares = (decoded - own).masked_fill(absent, 0).square().flatten(1).sum(1) / self._scale
+            divergence = torch.where(alone, squares, divergence)
+        return divergence.sum() / own[..., 0].numel()
 
     def _squares(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
         squares: torch.Tensor = self._decoded_errors(coded, originals).square().sum()

@@ -19,7 +19,7 @@ from coin_export.encode.criterion import Criterion
 from coin_export.encode.distillation import Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding
 from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
-from coin_export.errors import ModelError
+from coin_export.errors import ModelError, NonFiniteError
 from coin_export.model.signature import Original
 from coin_export.model.state import all_equal
 
@@ -55,6 +55,7 @@ def distill(
 
     Raises:
         ModelError: if the start is fresh and a layer cannot be re-initialised.
+        NonFiniteError: if it diverges.
         CoinExportError: as `coin`.
     """
     meter, passes = CostMeter(), Passes()
@@ -73,7 +74,12 @@ def distill(
     teachers, error = Teachers(originals, passes), Criterion(LinearCode((tuple(coefficients),)), "error")
     steps = options.epochs * math.ceil(len(calibration) / options.batch_size)
     schedule = Schedule(steps, options.batch_size, options.learning_rate)
-    fit([module], teachers, error, working_inputs(calibration), schedule, options.seed)
+    taken = fit([module], teachers, error, working_inputs(calibration), schedule, options.seed)
+    if taken < steps:
+        raise NonFiniteError(
+            f"distillation diverged after {taken} of {steps} steps; choose a learning_rate below "
+            f"{options.learning_rate:g}"
+        )
     state = finished_state(module, originals[0])
     return Encoding(state, meter.cost(passes.forward, passes.backward), {"steps": steps})
 

@@ -13,6 +13,7 @@ from coin_export.encode.augmentation import AugmentationOptions, augment, can_au
 from coin_export.encode.criterion import Answers, Criterion
 from coin_export.encode.muon import Muon, matrices
 from coin_export.encode.teachers import Inputs, Teachers, batches_of, concatenated, points_of, select
+from coin_export.model.functional import check_differentiable
 from coin_export.model.signature import Original
 from coin_export.model.state import all_equal
 
@@ -60,6 +61,9 @@ def fit(
 
     Returns:
         The steps taken; fewer than those of the schedule if the criterion was no longer finite.
+
+    Raises:
+        ModelError: if autograd sees no output depend on any weight.
     """
     for module in modules:
         _lay_out_for_speed(module)
@@ -73,6 +77,9 @@ def fit(
         loss = criterion(teachers.ask(modules, batch), answers)
         if not torch.isfinite(loss):
             return step
+        if not loss.requires_grad:  # what would be fitted is not used
+            check_differentiable(modules[0], batch)
+            return schedule.steps
         teachers.passes.backward += len(modules) * points_of(batch)
         for optimizer in optimizers:
             optimizer.zero_grad()

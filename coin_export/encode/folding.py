@@ -108,6 +108,8 @@ def _pairs(module: nn.Module, inputs: Inputs) -> list[_Pair]:
     """Find what may be folded; whether something else uses the layer's output, too, shows in the answers."""
     layers = {name: layer for name, layer in module.named_modules() if type(layer) in _LAYERS}
     norms = {name for name, layer in module.named_modules() if _has_statistics(layer)}
+    if not norms:
+        return []
     outputs: dict[int, tuple[str, torch.Tensor]] = {}  # with the tensor, so that no other takes its identity
     calls: Counter[str] = Counter()
     found: list[_Pair] = []

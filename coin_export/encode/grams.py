@@ -18,12 +18,14 @@ _KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def regressable(module: nn.Module) -> dict[str, Layer]:
-    """Return the linear layers and convolutions by name, without those whose weight is also another's."""
+    """Return the linear layers and convolutions by name, but for weights that are also others' or computed."""
     owners: dict[int, int] = {}
     for _, parameter in module.named_parameters(remove_duplicate=False):
         owners[id(parameter)] = owners.get(id(parameter), 0) + 1
     return {
-        name: part for name, part in module.named_modules() if isinstance(part, _KINDS) and owners[id(part.weight)] == 1
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, _KINDS) and owners.get(id(part.weight)) == 1
     }
 
 

@@ -20,7 +20,7 @@ from coin_export.encode.barycenter import barycenter
 from coin_export.encode.cost import CostMeter
 from coin_export.encode.encoding import Encoding
 from coin_export.encode.grams import observed_grams, regressable
-from coin_export.encode.teachers import select, working_copy, working_inputs
+from coin_export.encode.teachers import answers_of, select, working_copy, working_inputs
 from coin_export.model.signature import Original
 from coin_export.model.state import all_equal
 
@@ -78,12 +78,12 @@ def regmean(
 
 def _grams(original: Original, calibration: CalibrationInputs, options: RegMeanOptions) -> dict[str, torch.Tensor]:
     module, inputs = working_copy(original, original.module.state_dict()), working_inputs(calibration)
-    layers = regressable(module)
+    layers, names = regressable(module), [spec.name for spec in original.signature.outputs]
     if options.layers == "linear":
         layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
     with torch.no_grad(), observed_grams(layers) as grams:
         for start in range(0, len(calibration), options.batch_size):
-            module(*select(inputs, slice(start, start + options.batch_size)).values())
+            answers_of(module, select(inputs, slice(start, start + options.batch_size)), names)
     return grams
 
 

@@ -15,6 +15,7 @@ from coin_export.encode.architecture import coded_module
 from coin_export.encode.cost import Passes
 from coin_export.encode.criterion import Answers
 from coin_export.encode.encoding import StateDict
+from coin_export.errors import CoinExportError, ModelError
 from coin_export.model.signature import Original, call, to_tensors
 from coin_export.model.state import first_names
 
@@ -38,8 +39,23 @@ class Teachers:
     def ask(self, modules: Sequence[torch.nn.Module], inputs: Inputs) -> list[torch.Tensor]:
         """Return each output of ``modules``, shape (modules, points, ...)."""
         self.passes.forward += len(modules) * points_of(inputs)
-        outputs = [list(call(module, inputs, self.output_names).values()) for module in modules]
+        outputs = [list(answers_of(module, inputs, self.output_names).values()) for module in modules]
         return [torch.stack(tensors) for tensors in zip(*outputs, strict=True)]
+
+
+def answers_of(module: torch.nn.Module, inputs: Inputs, output_names: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Return a working module's outputs by name.
+
+    Raises:
+        ModelError: if it cannot be run on this batch.
+    """
+    try:
+        return call(module, inputs, output_names)
+    except CoinExportError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
+        raise ModelError(f"a model cannot be run on a batch of {points_of(inputs)} points: {error}{hint}") from error
 
 
 def concatenated(parts: Sequence[Answers]) -> list[torch.Tensor]:

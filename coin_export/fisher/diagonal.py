@@ -6,6 +6,7 @@ gradient of a whole batch instead gives another quantity, which depends on the b
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,12 +14,15 @@ from dataclasses import dataclass, field
 import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.errors import CalibrationError, ModelError, NonFiniteError
+from coin_export.errors import CalibrationError, CoinExportError, ModelError, NonFiniteError
 from coin_export.fisher.general import Squares
 from coin_export.fisher.likelihood import directions, passes
 from coin_export.fisher.options import FisherOptions
 from coin_export.fisher.verified import VerifiedPath
+from coin_export.model.functional import check_differentiable
 from coin_export.model.signature import Original, to_tensors
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,8 @@ def diagonal_fisher(original: Original, calibration: CalibrationInputs, options:
     training. The result depends on the seed but not on the batch size, up to rounding.
 
     Raises:
-        ModelError: if the model is in training mode, has no parameters, or fails on one point at a time.
+        ModelError: if the model is in training mode, has no parameters, fails on one point at a time, or autograd sees
+            no output depend on any parameter.
         CalibrationError: if the inputs are not those of the model's signature.
         NonFiniteError: if outputs or statistics hold NaN or infinity.
     """
@@ -73,7 +78,13 @@ def summed_squares(original: Original, calibration: CalibrationInputs, options: 
             squares, finite = path(list(to_tensors(batch.arrays).values()), directions(options, points, width))
             _check_outputs(original, finite, points)
             _add(totals, squares)
-    except RuntimeError as error:
+        if len(part) and not any(bool(total.any()) for total in totals.values()):
+            check_differentiable(
+                original.module, to_tensors(calibration.take(slice(part.start, part.start + 1)).arrays)
+            )
+    except CoinExportError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
         hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
         raise ModelError(
             f"model {original.name!r} cannot be differentiated on single calibration points: {error}{hint}"
@@ -83,6 +94,8 @@ def summed_squares(original: Original, calibration: CalibrationInputs, options: 
 
 def averaged(original: Original, options: FisherOptions, totals: Squares, points: int) -> DiagonalFisher:
     """Divide sums by the number of points.
+
+    What is zero throughout is told in the log: nothing is known of it.
 
     Raises:
         NonFiniteError: if the result holds NaN or infinity.
@@ -94,6 +107,9 @@ def averaged(original: Original, options: FisherOptions, totals: Squares, points
             f"model {original.name!r}: the Fisher statistics hold NaN or infinity in {', '.join(faulty)}; "
             "check the scale of the calibration inputs"
         )
+    zero = [name for name, tensor in diagonal.items() if tensor.numel() and not bool(tensor.any())]
+    if zero:
+        _log.warning("model %r: on the calibration inputs no output depends on %s", original.name, ", ".join(zero[:5]))
     return DiagonalFisher(diagonal, points, points, points * passes(options, _width(original)))
 
 

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from coin_export.fisher.general import Squares, parameters_and_constants, widened
 from coin_export.fisher.graph import Graph, walk
 from coin_export.fisher.likelihood import cotangents
 from coin_export.fisher.options import FisherOptions
 from coin_export.fisher.recording import Recorder, Use
+from coin_export.model.functional import Slots
 from coin_export.model.signature import Original, name_outputs
 
 
@@ -41,6 +42,7 @@ class FastPath:
 
     def __init__(self, original: Original, options: FisherOptions) -> None:
         self._module = original.module
+        self._slots = Slots(original.module)
         self._outputs = tuple(spec.name for spec in original.signature.outputs)
         self._options = options
         self._parameters, self._constants = parameters_and_constants(original.module)
@@ -67,7 +69,7 @@ class FastPath:
     def _forward(self, recorder: Recorder, leaves: Squares, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         arguments = tuple(widened(tensor) for tensor in inputs)
         with torch.enable_grad(), recorder.watching(self._module):
-            returned = functional_call(self._module, (leaves, self._constants), arguments)
+            returned = self._slots.call({**leaves, **self._constants}, arguments)
         return tuple(name_outputs(returned, self._outputs).values())
 
     def _backward(

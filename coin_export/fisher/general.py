@@ -10,11 +10,13 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from coin_export.errors import CoinExportError
 from coin_export.fisher.likelihood import cotangents
 from coin_export.fisher.options import FisherOptions
+from coin_export.model.functional import Slots
 from coin_export.model.signature import Original, name_outputs
 
 Squares = dict[str, torch.Tensor]
@@ -35,7 +37,7 @@ class GeneralPath:
     def __init__(self, original: Original, options: FisherOptions, wanted: Collection[str] | None = None) -> None:
         """Prepare for the parameters ``wanted``, or for all."""
         self._name = original.name
-        self._module = original.module
+        self._slots = Slots(original.module)
         self._outputs = tuple(spec.name for spec in original.signature.outputs)
         self._options = options
         parameters, self._constants = parameters_and_constants(original.module)
@@ -67,7 +69,10 @@ class GeneralPath:
             if self._vectorised:
                 try:
                     return _summed(vmap(self._point)(*arguments))
-                except RuntimeError as error:  # some operations, and control flow that depends on data, cannot be
+                except CoinExportError:
+                    raise
+                # Some operations, and control flow that depends on data or shapes, cannot be.
+                except (RuntimeError, TypeError, ValueError, IndexError) as error:
                     self._vectorised = False
                     _log.warning("model %r is handled point by point, which is slow: %s", self._name, error)
             return _one_by_one(self._point, arguments)
@@ -75,7 +80,7 @@ class GeneralPath:
     def _point(self, directions: torch.Tensor, *inputs: torch.Tensor) -> _PointResult:
         def outputs_of(parameters: Squares) -> tuple[torch.Tensor, ...]:
             arguments = tuple(tensor.unsqueeze(0) for tensor in inputs)
-            returned = functional_call(self._module, (parameters, self._constants), arguments)
+            returned = self._slots.call({**parameters, **self._constants}, arguments)
             return tuple(name_outputs(returned, self._outputs).values())
 
         outputs, pull_back = vjp(outputs_of, self._parameters)[:2]

@@ -1,8 +1,9 @@
 """A digest of all that decides what a module computes, so that it never gets the statistics of another one.
 
 Weights and buffers, saved or not, and which of them are one; the attributes of every part, hooks included; the code of
-every class, with the file it stands in, since ``forward`` may call helpers there. Whatever cannot be described counts
-as new each time: the statistics are then computed again.
+every class, with the file it stands in and those of the user's other modules that this one refers to, since
+``forward`` may call helpers there. Whatever cannot be described counts as new each time: the statistics are then
+computed again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ import marshal
 import sys
 import uuid
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache, partial
+from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -111,7 +113,7 @@ def _class_code(kind: type[Any]) -> tuple[str, ...]:
     for base in kind.__mro__:
         described.append(f"{base.__module__}.{base.__qualname__}")
         if base.__module__.split(".")[0] not in {"builtins", "torch"}:
-            described += [_file_digest(base.__module__), *_methods(base)]
+            described += [*_file_digests(base.__module__), *_methods(base)]
     return tuple(described)
 
 
@@ -124,6 +126,34 @@ def _methods(kind: type[Any]) -> list[str]:
 def _code(function: FunctionType) -> str:
     code = marshal.dumps(function.__code__.replace(co_filename=""))
     return f"{function.__module__}.{function.__qualname__} {hashlib.sha256(code).hexdigest()}"
+
+
+@lru_cache(maxsize=4096)
+def _file_digests(name: str) -> tuple[str, ...]:
+    """Describe a module's file, and those of all modules of the user's that can be reached from it."""
+    reached, waiting = {name}, [name]
+    while waiting:
+        found = {other for value in vars(sys.modules.get(waiting.pop(), object)).values() for other in _modules(value)}
+        new = {other for other in found - reached if _is_users_own(other)}
+        reached |= new
+        waiting += sorted(new)
+    return tuple(_file_digest(each) for each in sorted(reached))
+
+
+def _modules(value: object) -> Iterator[str]:
+    """Yield the name of the module that a global refers to, or that what it refers to was made in."""
+    if isinstance(value, ModuleType):
+        yield value.__name__
+    elif isinstance(value, (type, FunctionType)):
+        yield str(value.__module__)
+
+
+def _is_users_own(name: str) -> bool:
+    """Say whether a module is neither of Python nor installed: those come with versions, and change with them."""
+    if name.split(".")[0] in sys.stdlib_module_names:
+        return False
+    parts = Path(getattr(sys.modules.get(name), "__file__", None) or "site-packages").parts
+    return not {"site-packages", "dist-packages"} & set(parts)
 
 
 @lru_cache(maxsize=4096)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ import torch
 
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.coin import CoinOptions
-from coin_export.errors import ArchitectureError, BuildError, CodeError, NonFiniteError
-from coin_export.fisher.files import MEANS_KEY
+from coin_export.errors import ArchitectureError, BuildError, CodeError, NonFiniteError, UserError
+from coin_export.fisher.files import MEANS_KEY, TIED_KEY
 from coin_export.merge.checkpoint import DTYPES, Checkpoint, StoredTensor
 from coin_export.merge.rules import Average, Coin, Rule
 from coin_export.merge.writer import Output, writing
@@ -72,6 +73,7 @@ def merge(
         threads: that read, combine and write.
 
     Raises:
+        UserError: if there is no thread.
         CodeError: if numbers of checkpoints, coefficients and statistics disagree, or a coefficient is not positive.
         ModelError: if a file cannot be read.
         ArchitectureError: if the checkpoints' tensors differ, or statistics do not fit them.
@@ -80,6 +82,8 @@ def merge(
     """
     options = options or (CoinOptions() if fishers else AverageOptions())
     betas = _checked(checkpoints, coefficients, fishers, options)
+    if threads < 1:
+        raise UserError(f"{threads} threads; at least one is needed")
     with ExitStack() as stack:
         models = [stack.enter_context(Checkpoint(path)) for path in checkpoints]
         statistics = [stack.enter_context(Checkpoint(path)) for path in fishers]
@@ -152,13 +156,15 @@ def _plan(
     options: AverageOptions | CoinOptions,
 ) -> list[_Job]:
     rules = _coin_rules(statistics, betas, options) if isinstance(options, CoinOptions) else {}
+    tied = _tied(statistics[0]) if statistics else {}
     jobs = []
     for name, tensor in models[0].tensors.items():
+        source = tied.get(name, name)
         values = tuple(model.tensors[name] for model in models)
         if not DTYPES[tensor.dtype].is_floating_point:
             jobs.append(_Job(values[:1], (), None))
-        elif name in rules:
-            jobs.append(_Job(values, tuple(fisher.tensors[name] for fisher in statistics), rules[name]))
+        elif source in rules and statistics[0].tensors[source].shape == tensor.shape:
+            jobs.append(_Job(values, tuple(fisher.tensors[source] for fisher in statistics), rules[source]))
         else:
             jobs.append(_Job(values, (), Average(betas)))
     return jobs
@@ -198,6 +204,20 @@ def _means(fisher: Checkpoint) -> Mapping[str, float]:
     if means.keys() != fisher.tensors.keys():
         raise ArchitectureError(f"{fisher.path}: its means and tensors differ; write it by `coin-export fisher` again")
     return means
+
+
+def _tied(fisher: Checkpoint) -> Mapping[str, str]:
+    """Return the further names of tied weights, and under which name the statistics have each."""
+    try:
+        return {
+            str(name): str(first)
+            for metadata in fisher.metadata
+            for name, first in json.loads(metadata.get(TIED_KEY, "{}")).items()
+        }
+    except (ValueError, AttributeError, TypeError) as error:
+        raise ArchitectureError(
+            f"{fisher.path}: does not say which weights are tied; write it by `coin-export fisher`"
+        ) from error
 
 
 def _run(
@@ -257,19 +277,30 @@ def _combine(
 ) -> None:
     stored = DTYPES[job.values[0].dtype]
     wide = torch.promote_types(stored, torch.float32) if stored.is_floating_point else stored
-    tensors = [
-        _read(checkpoint, tensor, start, stop, buffers, place)
-        for place, (checkpoint, tensor) in enumerate(
-            zip([*models[: len(job.values)], *statistics[: len(job.fishers)]], (*job.values, *job.fishers), strict=True)
-        )
-    ]
+    sources = list(
+        zip([*models[: len(job.values)], *statistics[: len(job.fishers)]], (*job.values, *job.fishers), strict=True)
+    )
+
+    def read(count: int) -> list[torch.Tensor]:
+        return [_read(*source, start, stop, buffers, place) for place, source in enumerate(sources[:count])]
+
+    tensors = read(len(sources))
     result = tensors[0]
     if job.rule is not None:
         tensors = [tensor.to(wide) for tensor in tensors]
         result = job.rule(tensors[: len(job.values)], tensors[len(job.values) :])
         if not bool(torch.isfinite(result.sum())) and not bool(torch.isfinite(result).all()):
-            raise NonFiniteError(f"tensor {job.values[0].name!r}: NaN or infinity; look at the checkpoints")
+            result = _with_masks(result.clone(), [tensor.to(wide) for tensor in read(len(job.values))])
+            if not bool((torch.isfinite(result) | torch.isneginf(result)).all()):
+                raise NonFiniteError(f"tensor {job.values[0].name!r}: NaN or infinity; look at the checkpoints")
     output.write(result.to(stored).view(torch.uint8).numpy().data, job.values[0], start * stored.itemsize)
+
+
+def _with_masks(result: torch.Tensor, values: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Put minus infinity where all checkpoints have it, as additive attention masks do: it has no mean."""
+    masked = torch.stack([torch.isneginf(value) for value in values]).all(0)
+    wrong = torch.isneginf(result) & ~masked
+    return result.masked_fill(wrong, math.nan).masked_fill(masked, -math.inf)
 
 
 def _read(

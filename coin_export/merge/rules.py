@@ -14,6 +14,7 @@ import torch
 
 # Counts only where the Fisher values of all checkpoints are zero: the plain mean is taken there.
 _LEAST_DAMPING = 1e-30
+_LARGE = 1e30
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,11 @@ class Coin:
         mean = values[0]
         for index, (beta, scale, fisher) in enumerate(zip(self.coefficients, self.scales, fishers, strict=True)):
             damping = fisher.new_tensor(beta * max(self.damping, _LEAST_DAMPING))
-            weight = torch.add(damping, fisher, alpha=beta * scale, out=fisher)
+            factor = beta * scale
+            if factor > _LARGE:  # of Fisher values so small that the factor is no float32
+                factor **= 0.5
+                fisher.mul_(factor)
+            weight = torch.add(damping, fisher, alpha=factor, out=fisher)
             if index == 0:
                 total = weight
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from coin_export.datasets.calibration import Array, CalibrationInputs
@@ -38,8 +39,14 @@ class Original:
 
 
 def to_tensors(arrays: Mapping[str, Array]) -> dict[str, torch.Tensor]:
-    """Turn a batch of calibration inputs into tensors, sharing memory where the array is writable."""
-    return {name: torch.from_numpy(array if array.flags.writeable else array.copy()) for name, array in arrays.items()}
+    """Turn a batch of calibration inputs into tensors, sharing memory where the array is writable and torch can."""
+    return {name: torch.from_numpy(_native(array)) for name, array in arrays.items()}
+
+
+def _native(array: Array) -> Array:
+    """Return the array as torch takes it: writable, without negative strides, in the machine's byte order."""
+    shared = array.flags.writeable and array.dtype.isnative and all(stride >= 0 for stride in array.strides)
+    return array if shared else np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
 
 
 def call(
@@ -81,10 +88,10 @@ def infer_signature(
     """Run one small batch through ``module`` and read its signature.
 
     Raises:
-        ModelError: if the forward pass fails on these inputs, or an output lacks the batch dimension or is not
-            floating point.
+        ModelError: if the forward pass fails on these inputs or writes into one, or an output lacks the batch
+            dimension or is not floating point.
     """
-    inputs = to_tensors(calibration.take(slice(0, 2)).arrays)
+    inputs = {name: tensor.clone() for name, tensor in to_tensors(calibration.take(slice(0, 2)).arrays).items()}
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in inputs.items()}
     try:
         with torch.no_grad():
@@ -94,6 +101,12 @@ def infer_signature(
             f"the model cannot be run on the calibration inputs {shapes}: {error}; "
             "check their names, order, shapes and dtypes"
         ) from error
+    written = [name for name, tensor in inputs.items() if tensor._version > 0]
+    if written:
+        raise ModelError(
+            f"forward writes into its input {', '.join(map(repr, written))}, which others are asked too; "
+            "let it copy the input first, or use operations that are not in place"
+        )
     outputs = name_outputs(returned, output_names)
     points = next(iter(inputs.values())).shape[0]
     for name, tensor in outputs.items():

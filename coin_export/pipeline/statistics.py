@@ -9,6 +9,7 @@ from coin_export.errors import BuildError
 from coin_export.fisher.distributed import distributed_diagonal_fisher, process_group
 from coin_export.fisher.files import write_statistics
 from coin_export.fisher.options import FisherOptions
+from coin_export.model.state import first_names
 from coin_export.pipeline.loading import load, plain_attention, sign_models
 from coin_export.recipe import Recipe
 
@@ -41,7 +42,8 @@ def write_recipe_statistics(recipe: Recipe, folder: Path) -> dict[str, int]:
                 continue
             path = statistics_path(folder, original.name)
             try:
-                write_statistics(fisher, path)
+                first = first_names(original.module)
+                write_statistics(fisher, path, {name: one for name, one in first.items() if name != one})
             except OSError as error:
                 raise BuildError(f"{path}: cannot be written: {error}; choose another folder") from error
             written[original.name] = fisher.points

@@ -122,6 +122,12 @@ def plain() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 3))
 
 
+def repeated() -> nn.Module:
+    """One layer in two places."""
+    layer = nn.Linear(6, 6)
+    return nn.Sequential(layer, nn.Tanh(), layer, nn.Tanh(), nn.Linear(6, 3))
+
+
 def normal(*shape: int) -> Array:
     values: Array = np.random.default_rng(0).normal(size=(POINTS, *shape)).astype(np.float32)
     return values
@@ -190,6 +196,7 @@ KINDS = {
         lambda: {"x": normal(2, 5)},
     ),
     "shared": Kind(plain, lambda: {"x": normal(6)}, frozen=("0.weight", "0.bias", "1.weight")),
+    "repeated": Kind(repeated, lambda: {"x": normal(6)}),
     "attention": Kind(Attention, lambda: {"x": normal(5, 8)}),
     "transformer": Kind(Encoder, lambda: {"tokens": tokens(5)}),
     "own_attention": Kind(OwnAttention, _masked),

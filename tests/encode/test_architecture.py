@@ -110,6 +110,36 @@ def test_complex_weights_are_refused() -> None:
         check_same_architecture([signed("a", modules[0]), signed("b", modules[1])])
 
 
+def test_buffers_that_are_not_saved_must_be_equal() -> None:
+    modules = [mlp() for _ in "ab"]
+    for module, value in zip(modules, (1.0, 2.0), strict=True):
+        module.register_buffer("scale", torch.tensor(value), persistent=False)
+    check_same_architecture([signed("a", modules[0]), signed("b", copy.deepcopy(modules[0]))])
+    with pytest.raises(ModelError, match=r"'a' and 'b' differ in scale, buffers that are not saved"):
+        check_same_architecture([signed("a", modules[0]), signed("b", modules[1])])
+
+
+class WithExtraState(nn.Linear):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": 1}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_what_is_no_tensor_in_a_state_dict_is_refused() -> None:
+    with pytest.raises(ModelError, match="'a': _extra_state in its state dict is no tensor"):
+        check_same_architecture([signed(name, WithExtraState(3, 2)) for name in "ab"])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_a_module_that_cannot_be_copied_is_refused() -> None:
+    module = nn.utils.weight_norm(nn.Linear(3, 2))
+    module(torch.ones(1, 3))
+    with pytest.raises(ModelError, match=r"a Linear cannot be copied: .*utils\.parametrizations"):
+        coded_module(module, {})
+
+
 def test_a_coded_module_is_a_copy_with_other_weights() -> None:
     original = MLP.original()
     before = copy.deepcopy(original.module.state_dict())

@@ -85,6 +85,23 @@ def test_classes_that_a_padded_head_lacks_do_not_count_for_it() -> None:
     assert found == pytest.approx(float(torch.stack(values).mean()), rel=1e-5)
 
 
+def test_a_single_class_of_a_padded_head_counts_by_its_error() -> None:
+    """A softmax over one class says nothing; the wider head's divergence is what it was."""
+    code = default_code(2, 1)
+    coded, originals = answers(code, 5, 4)
+    originals[0, :, 1:] = 0
+    criterion = Criterion(code, "divergence")
+    assert not criterion.in_nats([originals]) and criterion.in_nats([originals[1:]])
+    decoded = originals + 2 * (coded - originals.mean(0))
+    wide = functional.kl_div(
+        decoded[1].log_softmax(-1), originals[1].log_softmax(-1), reduction="batchmean", log_target=True
+    )
+    single = (decoded[0, :, 0] - originals[0, :, 0]).square().mean() / 4  # over the amplification, of which 2 * 2
+    assert float(criterion([coded], [originals])) == pytest.approx(float(wide + single) / 2, rel=1e-5)
+    coded[..., 1:] += 100  # of classes that only the other one has
+    assert float(criterion([coded], [originals])) > float(wide + single)
+
+
 @pytest.mark.parametrize(("k", "m"), [(16, 2), (8, 3)])
 def test_of_a_large_code_losses_of_every_size_and_every_original_count(k: int, m: int) -> None:
     wanted, weights = _decodings(default_code(k, m))

@@ -7,9 +7,11 @@ from pydantic import ValidationError
 from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.coin import CoinOptions
 from coin_export.encode.distill import DistillOptions, reinitialise
+from coin_export.encode.refine import RefineOptions
 from coin_export.encode.registry import encode
-from coin_export.errors import ModelError
+from coin_export.errors import ModelError, NonFiniteError
 from tests.encode.cases import deep_linear_originals, normal_points, originals_of, output_error, same_bytes, trio
 from tests.reference.networks import CASES
 
@@ -84,6 +86,37 @@ def test_the_random_state_of_the_process_is_left_alone() -> None:
     torch.manual_seed(7)
     encode(originals, BETA, CASES["mlp"].calibration(), DistillOptions(epochs=1))
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_descent_that_diverges_is_refused() -> None:
+    options = DistillOptions(start="average", epochs=30, learning_rate=1e30)
+    with pytest.raises(NonFiniteError, match=r"diverged after \d+ of 30 steps; choose a learning_rate below 1e\+30"):
+        encode(trio("mlp"), [0.2, 0.3, 0.5], normal_points(), options)
+
+
+class WithUnused(nn.Module):
+    def __init__(self, detach: bool = False) -> None:
+        super().__init__()
+        self.used, self.unused, self.detach = nn.Linear(3, 2), nn.Linear(3, 2), detach
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.used(x.detach() if self.detach else x)
+        return out.detach() if self.detach else out
+
+
+def test_a_layer_that_no_output_uses_is_left_where_it_starts() -> None:
+    modules = [WithUnused() for _ in "ab"]
+    modules[1].used.load_state_dict(modules[0].used.state_dict())
+    found = encode(originals_of(*modules), [0.5, 0.5], normal_points(), DistillOptions(start="average", epochs=1))
+    wanted = (modules[0].unused.weight + modules[1].unused.weight) / 2
+    torch.testing.assert_close(found.state_dict["unused.weight"], wanted.detach())
+
+
+def test_outputs_that_autograd_cannot_follow_are_refused() -> None:
+    originals = originals_of(WithUnused(detach=True), WithUnused(detach=True))
+    for options in (DistillOptions(epochs=1), RefineOptions(budget=64), CoinOptions()):
+        with pytest.raises(ModelError, match="no output depends on any weight"):
+            encode(originals, [0.5, 0.5], normal_points(), options)
 
 
 def test_one_point_is_enough_without_batch_norm() -> None:

@@ -141,6 +141,17 @@ def test_tied_weights_are_averaged_and_a_second_run_gives_the_same_bytes() -> No
     assert same_bytes(found.state_dict, encode(originals, BETA, points, RegMeanOptions()).state_dict)
 
 
+def test_weights_that_are_computed_are_left_to_the_average() -> None:
+    torch.manual_seed(0)
+    make = nn.utils.parametrizations.weight_norm
+    originals = originals_of(*(nn.Sequential(make(nn.Linear(3, 4)), nn.ReLU(), nn.Linear(4, 2)) for _ in "ab"))
+    found = encode(originals, [0.5, 0.5], normal_points(), RegMeanOptions())
+    average = encode(originals, [0.5, 0.5], normal_points(), AverageOptions())
+    assert found.notes == {"regressed_layers": 1}
+    for name, tensor in average.state_dict.items():
+        assert torch.equal(found.state_dict[name], tensor) == (name != "2.weight")
+
+
 def test_the_batch_size_does_not_matter() -> None:
     originals, points = trio("cnn"), CASES["cnn"].calibration()
     states = [encode(originals, BETA, points, RegMeanOptions(batch_size=size)).state_dict for size in (1, 3, 64)]

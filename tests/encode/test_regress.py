@@ -210,6 +210,31 @@ def test_a_layer_that_is_called_twice_sees_both_calls() -> None:
     assert error < output_error(average, originals, [0.5, 0.5], points)
 
 
+class Residual(nn.Module):
+    """One layer, called three times around a residual, in place or not."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.inner, self.head, self.in_place = nn.Linear(3, 3), nn.Linear(3, 2), in_place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = x + 0
+        for _ in range(3):
+            step = torch.relu(self.inner(hidden))
+            hidden = hidden.add_(step) if self.in_place else hidden + step
+        out: torch.Tensor = self.head(hidden)
+        return out
+
+
+def test_inputs_that_are_overwritten_later_are_those_that_the_layer_saw() -> None:
+    states = []
+    for in_place in (False, True):
+        torch.manual_seed(0)
+        originals = originals_of(*(Residual(in_place) for _ in "ab"))
+        states.append(encode(originals, [0.4, 0.6], normal_points(), RegressOptions(start="average")).state_dict)
+    assert same_bytes(*states)
+
+
 def test_every_kind_is_tested() -> None:
     tested = {type(layer) for layer, _ in LAYERS} | {nn.modules.linear.NonDynamicallyQuantizableLinear, nn.BatchNorm3d}
     assert tested == set(KINDS)

@@ -201,6 +201,26 @@ def test_senseless_options_are_refused(values: dict[str, object], message: str) 
         FisherOptions.model_validate(values)
 
 
+def test_what_no_output_depends_on_is_told_and_outputs_that_depend_on_nothing_are_refused(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    calibration = CASES["mlp"].calibration()
+
+    class Half(nn.Module):
+        def __init__(self, all_detached: bool) -> None:
+            super().__init__()
+            self.first, self.second, self.all_detached = nn.Linear(3, 3), nn.Linear(3, 2), all_detached
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.second(self.first(x).detach())
+            return out.detach() if self.all_detached else out
+
+    diagonal_fisher(signed(Half(False), calibration), calibration, FisherOptions())
+    assert "no output depends on first.weight, first.bias" in caplog.text
+    with pytest.raises(ModelError, match=r"^no output depends on any weight"):
+        diagonal_fisher(signed(Half(True), calibration), calibration, FisherOptions())
+
+
 def test_training_mode_is_refused() -> None:
     original, calibration = CASES["batch_norm"].original(), CASES["batch_norm"].calibration()
     original.module.get_submodule("1").train()

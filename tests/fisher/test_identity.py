@@ -1,7 +1,10 @@
 """What a module computes decides its digest; nothing else does."""
 
 import copy
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,3 +151,31 @@ def test_a_changed_input_changes_the_digest() -> None:
         statistics_digest(original, given, FisherOptions()) for given in (points, CalibrationInputs({"x": changed}))
     ]
     assert digests[0] != digests[1]
+
+
+FORWARD = """
+import torch
+from helping import activation
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        return activation(super().forward(x))
+"""
+
+
+def test_a_helper_in_another_file_decides_too(tmp_path: Path) -> None:
+    """In processes of their own, as a file is read once."""
+    (tmp_path / "network.py").write_text(FORWARD)
+    script = (
+        "import torch, network; from coin_export.fisher.identity import module_digest; torch.manual_seed(0); "
+        "print(module_digest(network.Net(3, 2)))"
+    )
+    digests = []
+    for helper in ("tanh", "tanh", "relu"):
+        (tmp_path / "deeper.py").write_text(f"import torch\ndef chosen(x):\n    return torch.{helper}(x)\n")
+        (tmp_path / "helping.py").write_text("import deeper\ndef activation(x):\n    return deeper.chosen(x)\n")
+        done = subprocess.run(
+            [sys.executable, "-B", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        digests.append(done.stdout)
+    assert digests[0] == digests[1] != digests[2]

@@ -1,6 +1,7 @@
 """Merging checkpoints on disk: what encoders do in memory, in slices; whole, or nothing at all."""
 
 import json
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -24,11 +25,12 @@ from coin_export.errors import (
     NonFiniteError,
     UserError,
 )
-from coin_export.fisher.diagonal import diagonal_fisher
+from coin_export.fisher.diagonal import DiagonalFisher, diagonal_fisher
 from coin_export.fisher.files import write_statistics
 from coin_export.merge import merge, writer
 from coin_export.merge.checkpoint import Checkpoint
 from coin_export.merge.rules import Average, Coin
+from coin_export.model.state import first_names
 from tests.reference.networks import CASES
 
 BETAS = [0.2, 0.3, 0.5]
@@ -137,6 +139,58 @@ def test_the_average_of_the_encoder_is_the_average_of_the_merge(tmp_path: Path) 
     merge(paths, BETAS, tmp_path / "out.safetensors")
     wanted = encode(originals, BETAS, CASES["transformer"].calibration(), AverageOptions()).state_dict
     torch.testing.assert_close(load_file(tmp_path / "out.safetensors"), wanted)
+
+
+def test_tied_weights_are_merged_alike_under_all_names(tmp_path: Path) -> None:
+    """Many checkpoints store both; the statistics have the first name only."""
+    originals = [CASES["tied"].original(name, seed) for seed, name in enumerate("abc")]
+    options, calibration = CoinOptions(), CASES["tied"].calibration()
+    paths = saved(tmp_path, [{n: t.clone() for n, t in one.module.state_dict().items()} for one in originals])
+    fishers = [tmp_path / f"{original.name}.fisher.safetensors" for original in originals]
+    for original, path in zip(originals, fishers, strict=True):
+        first = first_names(original.module)
+        tied = {name: one for name, one in first.items() if name != one}
+        assert tied
+        write_statistics(diagonal_fisher(original, calibration, options.fisher), path, tied)
+    report = merge(paths, BETAS, tmp_path / "out.safetensors", options, fishers)
+    wanted = encode(originals, BETAS, calibration, options).state_dict
+    found = load_file(tmp_path / "out.safetensors")
+    assert not report.averaged
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+    assert all(torch.equal(found[name], found[one]) for name, one in tied.items())
+
+
+def test_masks_of_minus_infinity_stay_and_no_other_infinity_does(tmp_path: Path) -> None:
+    mask = torch.tensor([0.0, -math.inf, 1.0])
+    paths = saved(tmp_path, [{"mask": mask + shift} for shift in (0.0, 1.0, 2.0)])
+    merge(paths, [1.0, 1.0, 1.0], tmp_path / "out.safetensors")
+    torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["mask"], mask + 1.0)
+    for wrong in (math.inf, math.nan):
+        paths = saved(tmp_path, [{"mask": mask}, {"mask": mask.clone().fill_(wrong)}, {"mask": mask}])
+        with pytest.raises(NonFiniteError, match="'mask': NaN or infinity"):
+            merge(paths, [1.0, 1.0, 1.0], tmp_path / "wrong.safetensors")
+    paths = saved(tmp_path, [{"mask": mask}, {"mask": torch.zeros(3)}, {"mask": mask}])
+    with pytest.raises(NonFiniteError, match="'mask': NaN or infinity"):
+        merge(paths, [1.0, 1.0, 1.0], tmp_path / "wrong.safetensors")
+
+
+def test_statistics_next_to_nothing_and_of_nothing_count_as_in_the_encoder(tmp_path: Path) -> None:
+    values = [{"w": torch.randn(4), "empty": torch.zeros(0)} for _ in "ab"]
+    fishers = []
+    for index, scale in enumerate((1e-41, 3e-41)):
+        diagonal = {"w": scale * torch.tensor([1.0, 2.0, 3.0, 4.0]), "empty": torch.zeros(0)}
+        fishers.append(tmp_path / f"{index}.fisher.safetensors")
+        write_statistics(DiagonalFisher(diagonal, 1, 0, 0), fishers[-1])
+    merge(saved(tmp_path, values), [0.5, 0.5], tmp_path / "out.safetensors", CoinOptions(damping=0.0), fishers)
+    # Per tensor, both have the same statistics.
+    wanted = (values[0]["w"] + values[1]["w"]) / 2
+    torch.testing.assert_close(load_file(tmp_path / "out.safetensors")["w"], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_no_thread_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="0 threads"):
+        merge(saved(tmp_path, states()), BETAS, tmp_path / "out.safetensors", threads=0)
 
 
 def test_rules_leave_equal_numbers_as_they_are() -> None:
