@@ -102,3 +102,14 @@ def test_what_was_not_measured_leaves_an_empty_place() -> None:
     assert "another version" not in all_tables([now], missing=3, planned=5)["extent"]
     assert f"| encoder | {FIRST}, P = 100 | {FIRST}, P = 500 |" in tables["accuracy"]
     assert "| `coin` | 90.0 |  |" in tables["accuracy"]
+
+
+def test_pairs_of_erasures_have_a_table_with_how_far_coded_models_err_alike() -> None:
+    of_two = {"setting": f"{TRIPLE} m=2", "m": 2, "points": 500}
+    records = [
+        record("coin", value, erased=erased, seed=seed, error_correlation=0.8 + 0.1 * seed, **of_two)
+        for seed in (0, 1)
+        for erased, value in ((["mnist", "cifar10"], 90.0), (["mnist", "coded_0"], 70.0 + seed))
+    ]
+    lines = all_tables([record("coin", 90.0), *records], missing=0, planned=3)["pairs"].splitlines()
+    assert lines[-2:] == ["| worst pair | 70.5 ± 0.7 |", "| correlation of errors | 0.85 |"]
