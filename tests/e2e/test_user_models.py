@@ -131,6 +131,20 @@ def test_python_builds_what_the_recipe_builds(built: UserProject, monkeypatch: p
     assert report.onnx_max_abs_error < 1e-4
 
 
+def test_statistics_are_kept_for_the_next_build_until_something_changes(project: UserProject) -> None:
+    def passes() -> int:
+        report = json.loads(project.run("build", "recipe.yaml", "--json").stdout)
+        return int(report["encoding"]["tasks_coded_0"]["backward_passes"])
+
+    project.rewrite(cache="statistics")
+    assert passes() > 0
+    first = project.files()
+    assert passes() == 0 and project.files() == first
+    images = np.load(project.folder / "calibration.npz")["image"]
+    np.savez(project.folder / "calibration.npz", image=images[::-1])
+    assert passes() > 0
+
+
 def test_a_build_says_what_the_encoder_chose_and_why(project: UserProject) -> None:
     project.rewrite(encoder={"name": "auto", "candidates": ["average", "regress"]})
     told = " ".join(project.run("build", "recipe.yaml").stdout.split())
