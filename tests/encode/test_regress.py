@@ -235,6 +235,28 @@ def test_inputs_that_are_overwritten_later_are_those_that_the_layer_saw() -> Non
     assert same_bytes(*states)
 
 
+class PointByPoint(nn.Module):
+    """Calls its convolution with one point after the other, without the dimension of points, or with all at once."""
+
+    def __init__(self, alone: bool) -> None:
+        super().__init__()
+        self.convolution, self.head, self.alone = nn.Conv1d(2, 4, 3), nn.Linear(4, 2), alone
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        maps = torch.stack([self.convolution(point) for point in x]) if self.alone else self.convolution(x)
+        out: torch.Tensor = self.head(torch.relu(maps).mean(-1))
+        return out
+
+
+def test_a_convolution_of_single_points_is_regressed_as_one_of_batches() -> None:
+    points, states = normal_points(40, 2, 9), []
+    for alone in (False, True):
+        torch.manual_seed(0)
+        originals = originals_of(*(PointByPoint(alone) for _ in "ab"), calibration=points)
+        states.append(encode(originals, [0.4, 0.6], points, RegressOptions(start="average")).state_dict)
+    assert_close(states[1], states[0])
+
+
 def test_every_kind_is_tested() -> None:
     tested = {type(layer) for layer, _ in LAYERS} | {nn.modules.linear.NonDynamicallyQuantizableLinear, nn.BatchNorm3d}
     assert tested == set(KINDS)
