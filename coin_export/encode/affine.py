@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from coin_export.encode.grams import patches
+from coin_export.encode.grams import batched, patches
 from coin_export.fisher.layers.attention import self_attention, self_attention_applies
 
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -110,21 +110,15 @@ def _last(layer: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: torch.Tensor) -> torch.Tensor:
-    given = _batched(layer, inputs)
-    found = patches(layer, given)
-    return found.reshape(layer.groups, given.shape[0], -1, found.shape[-1])
+    found = patches(layer, inputs)
+    return found.reshape(layer.groups, len(batched(layer, inputs)), -1, found.shape[-1])
 
 
 def _maps(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, output: torch.Tensor) -> torch.Tensor:
     """Lay out feature maps of shape (points, channels, ...)."""
-    maps = _batched(layer, output)
+    maps = batched(layer, output)
     grouped = maps.reshape(len(maps), layer.groups, maps.shape[1] // layer.groups, -1)
     return grouped.permute(1, 0, 3, 2)
-
-
-def _batched(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, tensor: torch.Tensor) -> torch.Tensor:
-    """Give the feature maps of a single point, as a layer may be called with, the dimension of points."""
-    return tensor if tensor.ndim == len(layer.kernel_size) + 2 else tensor.unsqueeze(0)
 
 
 def _channels(_: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

@@ -62,8 +62,7 @@ def patches(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     if isinstance(layer, nn.Linear):
         return inputs.reshape(1, -1, layer.in_features)
     spatial = len(layer.kernel_size)
-    unbatched = inputs.ndim == spatial + 1
-    found = _padded(layer, inputs.unsqueeze(0) if unbatched else inputs)
+    found = _padded(layer, batched(layer, inputs))
     for axis in range(spatial):
         # Dimension 2 + axis becomes the output positions; the offsets in the kernel go to the end.
         size, stride, dilation = layer.kernel_size[axis], layer.stride[axis], layer.dilation[axis]
@@ -76,6 +75,11 @@ def patches(layer: Layer, inputs: torch.Tensor) -> torch.Tensor:
     positions, offsets = found.shape[2 : 2 + spatial].numel(), found.shape[2 + spatial :].numel()
     grouped = found.reshape(points, layer.groups, channels // layer.groups, positions, offsets)
     return grouped.permute(1, 0, 3, 2, 4).reshape(layer.groups, points * positions, -1)
+
+
+def batched(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, maps: torch.Tensor) -> torch.Tensor:
+    """Give the feature maps of a single point, as a layer may be called with, the dimension of points."""
+    return maps if maps.ndim == len(layer.kernel_size) + 2 else maps.unsqueeze(0)
 
 
 def _padded(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: torch.Tensor) -> torch.Tensor:

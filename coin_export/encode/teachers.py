@@ -16,7 +16,7 @@ from coin_export.encode.cost import Passes
 from coin_export.encode.criterion import Answers
 from coin_export.encode.encoding import StateDict
 from coin_export.errors import CoinExportError, ModelError
-from coin_export.model.signature import Original, call, to_tensors
+from coin_export.model.signature import FORWARD_ERRORS, Original, call, dtype_hint, to_tensors
 from coin_export.model.state import first_names
 
 Inputs = Mapping[str, torch.Tensor]
@@ -53,9 +53,10 @@ def answers_of(module: torch.nn.Module, inputs: Inputs, output_names: Sequence[s
         return call(module, inputs, output_names)
     except CoinExportError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
-        raise ModelError(f"a model cannot be run on a batch of {points_of(inputs)} points: {error}{hint}") from error
+    except FORWARD_ERRORS as error:
+        raise ModelError(
+            f"a model cannot be run on a batch of {points_of(inputs)} points: {error}{dtype_hint(error)}"
+        ) from error
 
 
 def concatenated(parts: Sequence[Answers]) -> list[torch.Tensor]:

@@ -20,7 +20,7 @@ from coin_export.fisher.likelihood import directions, passes
 from coin_export.fisher.options import FisherOptions
 from coin_export.fisher.verified import VerifiedPath
 from coin_export.model.functional import check_differentiable
-from coin_export.model.signature import Original, to_tensors
+from coin_export.model.signature import FORWARD_ERRORS, Original, dtype_hint, to_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -84,10 +84,9 @@ def summed_squares(original: Original, calibration: CalibrationInputs, options: 
             )
     except CoinExportError:
         raise
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
-        hint = "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
+    except FORWARD_ERRORS as error:
         raise ModelError(
-            f"model {original.name!r} cannot be differentiated on single calibration points: {error}{hint}"
+            f"model {original.name!r} cannot be differentiated on single calibration points: {error}{dtype_hint(error)}"
         ) from error
     return totals
 

@@ -17,7 +17,7 @@ from coin_export.errors import CoinExportError
 from coin_export.fisher.likelihood import cotangents
 from coin_export.fisher.options import FisherOptions
 from coin_export.model.functional import Slots
-from coin_export.model.signature import Original, name_outputs
+from coin_export.model.signature import FORWARD_ERRORS, Original, name_outputs
 
 Squares = dict[str, torch.Tensor]
 _PointResult = tuple[Squares, tuple[torch.Tensor, ...]]
@@ -72,7 +72,7 @@ class GeneralPath:
                 except CoinExportError:
                     raise
                 # Some operations, and control flow that depends on data or shapes, cannot be.
-                except (RuntimeError, TypeError, ValueError, IndexError) as error:
+                except FORWARD_ERRORS as error:
                     self._vectorised = False
                     _log.warning("model %r is handled point by point, which is slow: %s", self._name, error)
             return _one_by_one(self._point, arguments)

@@ -14,7 +14,7 @@ import torch
 from coin_export.fisher.fast import FastPath, FastResult
 from coin_export.fisher.general import GeneralPath, Squares, parameters_and_constants
 from coin_export.fisher.options import FisherOptions
-from coin_export.model.signature import Original
+from coin_export.model.signature import FORWARD_ERRORS, Original
 
 # Two points show a mixing of points that one cannot; a few vectors show what many do.
 _POINTS, _PASSES = 2, 4
@@ -87,7 +87,7 @@ class VerifiedPath:
     def _try_fast(self, inputs: Sequence[torch.Tensor], directions: torch.Tensor) -> FastResult | None:
         try:
             return self._fast(inputs, directions)
-        except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        except FORWARD_ERRORS as error:
             _log.warning("model %r takes the slow path, it cannot be run on batches: %s", self._original.name, error)
             self._trusted = frozenset()
             return None

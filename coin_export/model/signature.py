@@ -11,6 +11,14 @@ import torch
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.errors import ModelError
 
+FORWARD_ERRORS = (RuntimeError, TypeError, ValueError, IndexError)
+"""What a model's ``forward`` raises on inputs that it cannot take; `CoinExportError` is to be let through before."""
+
+
+def dtype_hint(error: BaseException) -> str:
+    """Return what to add to a message where a model names its dtype, which it cannot in a widened copy."""
+    return "; a half-precision model must take its dtype from its weights" if "dtype" in str(error) else ""
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -96,7 +104,7 @@ def infer_signature(
     try:
         with torch.no_grad():
             returned = module(*inputs.values())
-    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+    except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model cannot be run on the calibration inputs {shapes}: {error}; "
             "check their names, order, shapes and dtypes"
