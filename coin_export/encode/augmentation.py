@@ -114,5 +114,5 @@ def _shifted(images: torch.Tensor, reach: tuple[int, int], direction: torch.Tens
     row = offset[:, 0, None] + torch.arange(height)
     column = offset[:, 1, None] + torch.arange(width)
     points = torch.arange(len(images))[:, None, None]
-    # Advanced indices around a slice come first, so the channels end up last.
-    return padded[points, :, row[:, :, None], column[:, None, :]].movedim(-1, 1)
+    # Advanced indices around a slice come first, so the channels end up last; a forward may want to `view` its input.
+    return padded[points, :, row[:, :, None], column[:, None, :]].movedim(-1, 1).contiguous()

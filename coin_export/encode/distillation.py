@@ -51,7 +51,7 @@ def fit(
 
     Args:
         modules: a working copy of the originals' architecture for each coded model, fitted together.
-        teachers: the originals, which answer any input.
+        teachers: the originals, which answer any input; modules run as they do.
         criterion: what to descend on.
         inputs: points to learn from.
         schedule: steps, batch size, learning rate, optimiser.
@@ -66,7 +66,7 @@ def fit(
         ModelError: if autograd sees no output depend on any weight.
     """
     for module in modules:
-        _lay_out_for_speed(module)
+        teachers.execution.lay_out(module)
     optimizers = _optimizers(modules, schedule, units)
     if not optimizers:  # all steps change nothing
         return schedule.steps
@@ -89,13 +89,6 @@ def fit(
                 group["lr"] = schedule.learning_rate * schedule.factor(step) * group["unit"]
             optimizer.step()
     return schedule.steps
-
-
-def _lay_out_for_speed(module: torch.nn.Module) -> None:
-    """Put channels last in kernels of images, in place: oneDNN then spends less time on laying out anew."""
-    for layer in module.modules():
-        if isinstance(layer, torch.nn.Conv2d):
-            layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch has it, its stubs do not
 
 
 def train_what_differs(module: torch.nn.Module, originals: Sequence[Original]) -> torch.nn.Module:

@@ -41,9 +41,10 @@ from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding, StateDict
+from coin_export.encode.execution import Precision
 from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_closed_forms, families_of
 from coin_export.encode.spread import spreads
-from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
+from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
 from coin_export.model.signature import Original
 
 _TRIALS = 4  # they take one in so many parts of the budget
@@ -106,6 +107,12 @@ class RefineOptions(BaseModel):
         description="muon: orthogonal steps for matrices and kernels, Adam for the rest; or adam alone. auto: adam "
         "where inputs cannot be mixed, so that descents are short; else muon.",
     )
+    precision: Precision = Field(
+        default="auto",
+        description="Of products of matrices while descending; held-out points are decoded in float32. auto: bfloat16 "
+        "where the processor has units for it (AMX), the models bear it, and the criterion is the divergence; else "
+        "float32.",
+    )
     criterion: CriterionName = Field(
         default="divergence",
         description="What is descended on, and decides. divergence: of the softmax of decoded outputs from that of the "
@@ -159,6 +166,8 @@ def refine(
     families, units = families_of(options.starts), spreads([original.module for original in originals])
     starts = best_closed_forms(originals, code, learnt_from, families, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
+    precision = "float32" if options.precision == "auto" and options.criterion == "error" else options.precision
+    hastened = teachers.hastened(select(inputs, slice(options.batch_size)), precision)
 
     endless = can_mix(inputs, options.augmentation)
     optimizer: OptimizerName = ("muon" if endless else "adam") if options.optimizer == "auto" else options.optimizer
@@ -166,7 +175,7 @@ def refine(
     def descend(states: Sequence[StateDict], steps: int, rate: float, seed: int) -> _Descent:
         modules = [train_what_differs(working_copy(originals[0], state), originals) for state in states]
         schedule = Schedule(steps, options.batch_size, rate, optimizer)
-        taken = fit(modules, teachers, criterion, inputs, schedule, options.seed + seed, options.augmentation, units)
+        taken = fit(modules, hastened, criterion, inputs, schedule, options.seed + seed, options.augmentation, units)
         error = held_out.error(modules) if taken == steps else math.inf
         return _Descent(error, [finished_state(module, originals[0]) for module in modules], rate, taken)
 

@@ -15,8 +15,9 @@ from coin_export.encode.architecture import coded_module
 from coin_export.encode.cost import Passes
 from coin_export.encode.criterion import Answers
 from coin_export.encode.encoding import StateDict
+from coin_export.encode.execution import EXACT, Execution, Precision, fastest
 from coin_export.errors import CoinExportError, ModelError
-from coin_export.model.signature import FORWARD_ERRORS, Original, call, dtype_hint, to_tensors
+from coin_export.model.signature import FORWARD_ERRORS, Original, dtype_hint, to_tensors
 from coin_export.model.state import first_names
 
 Inputs = Mapping[str, torch.Tensor]
@@ -24,12 +25,31 @@ _HALF = (torch.float16, torch.bfloat16)
 
 
 class Teachers:
-    """Asks the originals, without gradients; half-precision originals work in float32."""
+    """Asks the originals, without gradients; half-precision originals work in float32.
+
+    Attributes:
+        output_names: of the originals.
+        passes: counts them.
+        execution: how they and those who are fitted to them run.
+    """
 
     def __init__(self, originals: Sequence[Original], passes: Passes) -> None:
         self._modules = [_widened_module(original.module) for original in originals]
         self.output_names = tuple(spec.name for spec in originals[0].signature.outputs)
         self.passes = passes
+        self.execution = EXACT
+
+    def hastened(self, points: Inputs, precision: Precision) -> Teachers:
+        """Return teachers who run in the fastest way that suits these originals; see `fastest`.
+
+        Args:
+            points: a few, to try it on; not counted as passes.
+            precision: of products of matrices.
+        """
+        hastened = copy.copy(self)
+        hastened.execution = fastest(self._modules, points, self.output_names, precision)
+        hastened._modules = [hastened.execution.copy(module) for module in self._modules]
+        return hastened
 
     def __call__(self, inputs: Inputs) -> list[torch.Tensor]:
         """Return each output of all k originals, shape (k, points, ...)."""
@@ -39,18 +59,20 @@ class Teachers:
     def ask(self, modules: Sequence[torch.nn.Module], inputs: Inputs) -> list[torch.Tensor]:
         """Return each output of ``modules``, shape (modules, points, ...)."""
         self.passes.forward += len(modules) * points_of(inputs)
-        outputs = [list(answers_of(module, inputs, self.output_names).values()) for module in modules]
+        outputs = [list(answers_of(module, inputs, self.output_names, self.execution).values()) for module in modules]
         return [torch.stack(tensors) for tensors in zip(*outputs, strict=True)]
 
 
-def answers_of(module: torch.nn.Module, inputs: Inputs, output_names: Sequence[str]) -> dict[str, torch.Tensor]:
+def answers_of(
+    module: torch.nn.Module, inputs: Inputs, output_names: Sequence[str], execution: Execution = EXACT
+) -> dict[str, torch.Tensor]:
     """Return a working module's outputs by name.
 
     Raises:
         ModelError: if it cannot be run on this batch.
     """
     try:
-        return call(module, inputs, output_names)
+        return execution.call(module, inputs, output_names)
     except CoinExportError:
         raise
     except FORWARD_ERRORS as error:
