@@ -33,8 +33,8 @@ class AutoOptions(BaseModel):
     )
     criterion: CriterionName = Field(
         default="divergence",
-        description="divergence: of the softmax of decoded outputs from that of the originals' own; error: their mean "
-        "squared difference, for outputs that are no logits.",
+        description="divergence: between the softmax of decoded outputs and that of the originals' own; error: their "
+        "mean squared difference, for outputs that are no logits.",
     )
     batch_norm: BatchNormPolicy = Field(
         default="auto",

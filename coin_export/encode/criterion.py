@@ -40,11 +40,13 @@ class Criterion:
     def __call__(self, coded: Answers, originals: Answers) -> torch.Tensor:
         """Return the mean over decoded answers, a differentiable scalar.
 
-        ``divergence`` is the Kullback-Leibler divergence, in nats, of the softmax over the last dimension of a decoded
-        output from that of the original's own; outputs with a single class, of which a softmax says nothing, count by
-        their error. Classes to which an original answers exactly zero throughout are those that its padded head lacks,
-        and do not count for it. ``error`` is the mean squared error of the decoded outputs over its amplification by
-        the decoder, so that for m = 1 it is that of the coded model.
+        ``divergence`` is between the softmax over the last dimension of a decoded output and that of the original's
+        own: the mean of the Kullback-Leibler divergences in both directions, in nats (half of Jeffreys', 1946). One
+        asks that the decoded answer miss no class that the original holds possible, the other that it name none that
+        the original excludes. Outputs with a single class, of which a softmax says nothing, count by their error.
+        Classes to which an original answers exactly zero throughout are those that its padded head lacks, and do not
+        count for it. ``error`` is the mean squared error of the decoded outputs over its amplification by the decoder,
+        so that for m = 1 it is that of the coded model.
 
         Args:
             coded: outputs of the m coded models.
@@ -69,7 +71,8 @@ class Criterion:
         decoded = own + self._decoded_errors(coded, originals)
         absent = absent_classes(originals)[self._wanted]
         logs = [functional.log_softmax(logits.masked_fill(absent, _NEVER), -1) for logits in (decoded, own)]
-        divergence = functional.kl_div(logs[0], logs[1], reduction="none", log_target=True).flatten(1).sum(1)
+        both_ways = (logs[0] - logs[1]) * (logs[0].exp() - logs[1].exp())
+        divergence = both_ways.flatten(1).sum(1) / 2
         alone = (~absent).sum(-1).flatten(1)[:, 0] == 1
         if alone.any():
             squares = (decoded - own).masked_fill(absent, 0).square().flatten(1).sum(1) / self._scale

@@ -18,7 +18,6 @@ from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion
 from coin_export.encode.distillation import Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.execution import Precision
 from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
 from coin_export.errors import ModelError, NonFiniteError
 from coin_export.model.signature import Original
@@ -39,11 +38,6 @@ class DistillOptions(BaseModel):
     epochs: int = Field(default=40, ge=1, description="Passes over the calibration inputs.")
     batch_size: int = Field(default=64, ge=1, description="Points in a step.")
     learning_rate: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="Adam's, at its highest.")
-    precision: Precision = Field(
-        default="auto",
-        description="Of products of matrices. auto: bfloat16 where the processor has units for it (AMX) and the models "
-        "bear it, else float32.",
-    )
     seed: int = Field(default=0, ge=0, description="Seed of the fresh weights and of the order of points.")
 
 
@@ -78,8 +72,7 @@ def distill(
         passes.add(encoding.cost)
         module = train_what_differs(working_copy(originals[0], encoding.state_dict), originals)
     inputs, error = working_inputs(calibration), Criterion(LinearCode((tuple(coefficients),)), "error")
-    few = select(inputs, slice(options.batch_size))
-    teachers = Teachers(originals, passes).hastened(few, options.precision)
+    teachers = Teachers(originals, passes).hastened(select(inputs, slice(options.batch_size)), "float32")
     steps = options.epochs * math.ceil(len(calibration) / options.batch_size)
     schedule = Schedule(steps, options.batch_size, options.learning_rate)
     taken = fit([module], teachers, error, inputs, schedule, options.seed)

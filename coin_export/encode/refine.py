@@ -65,7 +65,7 @@ class RefineOptions(BaseModel):
         default="refine", description="Short label-free distillation from the best closed form."
     )
     budget: int = Field(
-        default=256_000,
+        default=512_000,
         ge=1,
         description="Points learnt from, each as often as it is shown; fewer where the result is good enough before.",
     )
@@ -115,8 +115,8 @@ class RefineOptions(BaseModel):
     )
     criterion: CriterionName = Field(
         default="divergence",
-        description="What is descended on, and decides. divergence: of the softmax of decoded outputs from that of the "
-        "originals' own; error: their mean squared difference, for outputs that are no logits.",
+        description="What is descended on, and decides. divergence: between the softmax of decoded outputs and that of "
+        "the originals' own, both ways; error: their mean squared difference, for outputs that are no logits.",
     )
     augmentation: AugmentationOptions = Field(
         default=AugmentationOptions(),

@@ -24,6 +24,13 @@ def answers(code: LinearCode, *shape: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(code.m, *shape, dtype=torch.float64), torch.randn(code.k, *shape, dtype=torch.float64)
 
 
+def divergence(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """The mean of both directions, for logits of shape (points, classes)."""
+    logs = left.log_softmax(-1), right.log_softmax(-1)
+    ways = [functional.kl_div(*way, reduction="batchmean", log_target=True) for way in (logs, logs[::-1])]
+    return torch.stack(ways).mean()
+
+
 @pytest.mark.parametrize("code", CODES, ids=lambda code: f"{code.k}+{code.m}")
 @pytest.mark.parametrize("name", get_args(CriterionName))
 def test_it_is_the_mean_over_what_the_client_decodes(code: LinearCode, name: CriterionName) -> None:
@@ -34,9 +41,8 @@ def test_it_is_the_mean_over_what_the_client_decodes(code: LinearCode, name: Cri
         left = [index for index in range(code.n) if index not in pattern]
         for lost in (index for index in pattern if index < code.k):
             decoded = torch.from_numpy(np.asarray(decoded_outputs(code, members, pattern, lost)["y"]))
-            logs = decoded.log_softmax(-1), originals[lost].log_softmax(-1)
-            divergence = functional.kl_div(*logs, reduction="batchmean", log_target=True)
-            values.append(divergence if name == "divergence" else (decoded - originals[lost]).square().mean())
+            error = (decoded - originals[lost]).square().mean()
+            values.append(divergence(decoded, originals[lost]) if name == "divergence" else error)
             gains.append(code.decoding(left, [lost]).noise_gain[0])
     scale = np.mean(np.square(gains)) if name == "error" else 1.0
     wanted = float(torch.stack(values).mean()) / scale

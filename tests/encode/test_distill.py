@@ -23,7 +23,7 @@ BETA = [0.2, 0.3, 0.5]
 @pytest.mark.parametrize("start", STARTS)
 def test_the_exact_combination_of_linear_models_is_reached(start: Start) -> None:
     originals, points = deep_linear_originals(3), normal_points()
-    options = DistillOptions(start=start, epochs=100, batch_size=16, learning_rate=2e-2, precision="float32")
+    options = DistillOptions(start=start, epochs=100, batch_size=16, learning_rate=2e-2)
     found = encode(originals, BETA, points, options)
     assert output_error(found.state_dict, originals, BETA, points) < 1e-8
     assert found.notes == {"steps": 400}

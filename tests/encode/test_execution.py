@@ -161,18 +161,21 @@ def test_a_tied_kernel_is_one_tensor_in_the_copy_too() -> None:
     assert laid_out[0].weight is laid_out[1].weight
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("flat", [viewed, flattened])
 @pytest.mark.parametrize(
-    "options", [RefineOptions(budget=200, batch_size=10), DistillOptions(epochs=2, start="average")]
+    "options",
+    [
+        *(RefineOptions(budget=200, batch_size=10, precision=precision) for precision in PRECISIONS),
+        DistillOptions(epochs=2, start="average"),
+    ],
 )
 def test_networks_that_view_their_features_are_fitted(
-    options: EncoderOptions, flat: Callable[[torch.Tensor], torch.Tensor], precision: Precision
+    options: EncoderOptions, flat: Callable[[torch.Tensor], torch.Tensor]
 ) -> None:
     torch.manual_seed(0)
     points = normal_points(40, 3, 8, 8)
     originals = originals_of(Pooled(flat), Pooled(flat), calibration=points)
-    found = encode(originals, [0.5, 0.5], points, options.model_copy(update={"precision": precision}))
+    found = encode(originals, [0.5, 0.5], points, options)
     weight = found.state_dict["convolution.weight"]
     assert weight.is_contiguous()
     own = [original.module.state_dict()["convolution.weight"] for original in originals]
