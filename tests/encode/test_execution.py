@@ -105,6 +105,41 @@ def test_models_that_do_not_bear_bfloat16_run_in_float32(module: nn.Module) -> N
     assert chosen(module, points, "bfloat16") == EXACT
 
 
+class PaddedEncoder(nn.Module):
+    """A transformer encoder, which computes in another way where no token is padding, or only the last ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(20, 16)
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        features = self.encoder(self.tokens(tokens), src_key_padding_mask=tokens == 0)
+        outputs: torch.Tensor = self.head(features.mean(1))
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_what_does_not_bear_bfloat16_on_some_points_runs_in_float32_on_these() -> None:
+    torch.manual_seed(0)
+    module = PaddedEncoder().eval()
+    full = {"x": torch.randint(1, 20, (4, 6))}
+    padded = {"x": full["x"].where(torch.arange(6) != 2, 0)}
+    execution = fastest([module], padded, ["output"], "bfloat16")
+    assert execution.bfloat16
+    with torch.no_grad():
+        with pytest.raises(RuntimeError, match="BFloat16"):
+            execution.call_strictly(module, full, ["output"])
+        assert torch.equal(execution.call(module, full, ["output"])["output"], module(full["x"]))
+        assert not torch.equal(execution.call(module, padded, ["output"])["output"], module(padded["x"]))
+
+
+def test_what_cannot_run_at_all_is_told() -> None:
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        Execution(bfloat16=True).call(nn.Linear(3, 2), {"x": torch.zeros(4, 5)}, ["output"])
+
+
 def test_one_original_that_does_not_bear_it_decides_for_all() -> None:
     torch.manual_seed(0)
     modules = [Pooled(flattened).eval(), Pooled(viewed).eval()]
