@@ -65,7 +65,7 @@ class RefineOptions(BaseModel):
         default="refine", description="Short label-free distillation from the best closed form."
     )
     budget: int = Field(
-        default=512_000,
+        default=256_000,
         ge=1,
         description="Points learnt from, each as often as it is shown; fewer where the result is good enough before.",
     )
