@@ -1,8 +1,8 @@
-"""More calibration inputs than were given: mixtures, shifts and exchanges of them. The originals label anything.
+"""More calibration inputs than were given: mixtures, shifts, warps and exchanges. The originals label anything.
 
-Floating-point inputs are shifted and mixed. Between two tokens there is no token, so rows of integers (token ids, their
-masks) take positions from other rows instead, all inputs of a point the same ones. Points with inputs of both kinds, or
-of integers of other shapes, are left as they are.
+Floating-point inputs are mixed; images are shifted and warped before. Between two tokens there is no token, so rows of
+integers (token ids, their masks) take positions from other rows instead, all inputs of a point the same ones. Points
+with inputs of both kinds, or of integers of other shapes, are left as they are.
 """
 
 from __future__ import annotations
@@ -34,6 +34,13 @@ class AugmentationOptions(BaseModel):
         description="Largest shift of an image (an input of shape channels x height x width), as a share of its "
         "height and width; the border is repeated. 0.07 is 2 of 28 or 32 pixels.",
     )
+    warp: float = Field(
+        default=0.2,
+        ge=0,
+        le=0.5,
+        description="Largest zoom of an image, in or out, as a share of its size, and largest rotation, in radians; "
+        "the border is repeated. Images that this moves by less than a pixel are left as they are.",
+    )
     exchanged: float = Field(
         default=0.8,
         ge=0,
@@ -49,9 +56,10 @@ def can_augment(inputs: Inputs, options: AugmentationOptions) -> bool:
 
 
 def can_mix(inputs: Inputs, options: AugmentationOptions) -> bool:
-    """Say whether mixing or shifting would change these inputs: then there is no end of them."""
-    return all(tensor.is_floating_point() for tensor in inputs.values()) and (
-        options.mixed > 0 or any(_reach(tensor, options) != (0, 0) for tensor in inputs.values())
+    """Say whether mixing, shifting or warping would change these inputs: then there is no end of them."""
+    tensors = inputs.values()
+    return all(tensor.is_floating_point() for tensor in tensors) and (
+        options.mixed > 0 or any(_reach(tensor, options) != (0, 0) or _is_warped(tensor, options) for tensor in tensors)
     )
 
 
@@ -67,13 +75,19 @@ def augment(inputs: Inputs, options: AugmentationOptions, generator: torch.Gener
         return _exchanged(inputs, options.exchanged, generator)
     points = points_of(inputs)
     direction = torch.rand(points, 2, generator=generator)
-    shifted = {name: _shifted(tensor, _reach(tensor, options), direction) for name, tensor in inputs.items()}
+    moved = {name: _shifted(tensor, _reach(tensor, options), direction) for name, tensor in inputs.items()}
+    if any(_is_warped(tensor, options) for tensor in inputs.values()):
+        zoom, angle = options.warp * (2 * torch.rand(2, points, generator=generator) - 1)
+        moved = {
+            name: _warped(tensor, 1 + zoom, angle) if _is_warped(tensor, options) else tensor
+            for name, tensor in moved.items()
+        }
     if options.mixed == 0:
-        return shifted
+        return moved
     partner = torch.randperm(points, generator=generator)
     alone = torch.rand(points, generator=generator) >= options.mixed
     share = torch.rand(points, generator=generator).masked_fill(alone, 1.0)
-    return {name: _mixed(tensor, tensor[partner], share) for name, tensor in shifted.items()}
+    return {name: _mixed(tensor, tensor[partner], share) for name, tensor in moved.items()}
 
 
 def _are_rows(inputs: Inputs) -> bool:
@@ -116,3 +130,26 @@ def _shifted(images: torch.Tensor, reach: tuple[int, int], direction: torch.Tens
     points = torch.arange(len(images))[:, None, None]
     # Advanced indices around a slice come first, so the channels end up last; a forward may want to `view` its input.
     return padded[points, :, row[:, :, None], column[:, None, :]].movedim(-1, 1).contiguous()
+
+
+def _is_warped(tensor: torch.Tensor, options: AugmentationOptions) -> bool:
+    """Say whether the largest warp moves the middle of an edge by a pixel or more."""
+    return tensor.ndim == 4 and options.warp * min(tensor.shape[-2:]) >= 2
+
+
+def _warped(images: torch.Tensor, scale: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """Zoom each image about its middle and turn it, in pixels, whatever its proportions; values are interpolated.
+
+    Args:
+        images: shape (points, channels, height, width).
+        scale: of what is seen, for each point; below one zooms in.
+        angle: of each point, in radians.
+    """
+    proportion = images.shape[-2] / images.shape[-1]
+    zeros = torch.zeros_like(scale)
+    rows = [
+        torch.stack([scale * angle.cos(), -proportion * scale * angle.sin(), zeros], 1),
+        torch.stack([scale * angle.sin() / proportion, scale * angle.cos(), zeros], 1),
+    ]
+    seen = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, seen.to(images.dtype), padding_mode="border", align_corners=False)

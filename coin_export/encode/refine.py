@@ -120,7 +120,7 @@ class RefineOptions(BaseModel):
     )
     augmentation: AugmentationOptions = Field(
         default=AugmentationOptions(),
-        description="Mixtures and shifts of floating-point inputs, exchanges of integers.",
+        description="Mixtures of floating-point inputs, shifts and warps of images, exchanges of integers.",
     )
     starts: tuple[ClosedForm, ...] = Field(
         default=("average", "coin"),

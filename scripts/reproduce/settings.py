@@ -21,7 +21,7 @@ HASTY = {  # nothing is tried first, the originals are asked once a point, and p
     "batch_size": 32,
     "optimizer": "muon",
     "precision": "float32",
-    "augmentation": {"mixed": 0.0, "shift": 0.0},
+    "augmentation": {"mixed": 0.0, "shift": 0.0, "warp": 0.0},
 }
 FASTER = ((500, 40), (500, 80), (500, 160), (2000, 8), (2000, 10), (2000, 15), (5000, 3), (5000, 4))  # of distillation
 SWEEP = (50, 100, 200, 500, 1000, 2000, 5000)

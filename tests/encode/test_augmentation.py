@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ def test_integers_beside_numbers_are_never_touched() -> None:
     assert can_augment({"x": inputs["x"]}, AugmentationOptions())
     assert not can_augment({"x": inputs["x"]}, AugmentationOptions(mixed=0))
     assert can_augment({"x": torch.zeros(2, 1, 28, 28)}, AugmentationOptions(mixed=0))
+    assert can_augment({"x": torch.zeros(2, 1, 28, 28)}, AugmentationOptions(mixed=0, shift=0))
+    assert not can_augment({"x": torch.zeros(2, 1, 28, 28)}, AugmentationOptions(mixed=0, shift=0, warp=0))
     assert not can_augment({"x": torch.zeros(2, 1, 6, 6)}, AugmentationOptions(mixed=0))
 
 
@@ -37,7 +40,7 @@ def test_about_the_chosen_share_is_mixed() -> None:
 def test_images_are_shifted_by_whole_pixels_within_reach() -> None:
     image = torch.zeros(200, 2, 20, 10)
     image[:, :, 8, 4] = 1.0
-    shifted = augment({"x": image}, AugmentationOptions(mixed=0, shift=0.1), seeded())["x"]
+    shifted = augment({"x": image}, AugmentationOptions(mixed=0, shift=0.1, warp=0), seeded())["x"]
     assert torch.equal(shifted[:, 0], shifted[:, 1])
     _, rows, columns = shifted[:, 0].nonzero(as_tuple=True)
     assert len(rows) == 200
@@ -45,8 +48,35 @@ def test_images_are_shifted_by_whole_pixels_within_reach() -> None:
     assert set(columns.tolist()) == {3, 4, 5}
 
 
+@pytest.mark.parametrize(("height", "width"), [(40, 40), (24, 60)])
+def test_images_are_zoomed_and_turned_about_their_middle(height: int, width: int) -> None:
+    """A blurred spot to the right of the middle: where it ends up says by how much."""
+    rows, columns = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    rows, columns = rows - height / 2, columns - width / 2
+    spot = torch.exp(-((columns - 6) ** 2 + rows**2) / 4).expand(300, 1, -1, -1)
+    options = AugmentationOptions(mixed=0, shift=0, warp=0.3)
+    warped = augment({"x": spot, "y": 2 * spot}, options, seeded())
+    torch.testing.assert_close(warped["y"], 2 * warped["x"])
+    weight = warped["x"][:, 0] / warped["x"].sum((1, 2, 3))[:, None, None]
+    x, y = (weight * columns).sum((1, 2)), (weight * rows).sum((1, 2))
+    distance, angle = (x**2 + y**2).sqrt(), torch.atan2(y, x)
+    assert 6 / 1.31 < float(distance.min()) < 4.8 and 8.2 < float(distance.max()) < 6 / 0.69
+    assert -0.31 < float(angle.min()) < -0.27 and 0.27 < float(angle.max()) < 0.31
+
+
+def test_where_nothing_is_mixed_shifted_or_warped_points_stay_as_they_are() -> None:
+    x = torch.randn(5, 3, 20, 20, generator=seeded())
+    assert torch.equal(augment({"x": x}, AugmentationOptions(mixed=0, shift=0, warp=0), seeded())["x"], x)
+
+
+def test_double_precision_stays() -> None:
+    x = torch.randn(5, 3, 20, 20, generator=seeded()).double()
+    assert augment({"x": x}, AugmentationOptions(), seeded())["x"].dtype == torch.float64
+
+
 def test_the_border_is_repeated() -> None:
-    assert bool((augment({"x": torch.ones(8, 1, 20, 20)}, AugmentationOptions(), seeded())["x"] == 1).all())
+    image = torch.ones(8, 1, 20, 20)
+    torch.testing.assert_close(augment({"x": image}, AugmentationOptions(), seeded())["x"], image)
 
 
 @settings(max_examples=30, deadline=None)

@@ -29,7 +29,7 @@ from tests.encode.cases import (
 from tests.reference.networks import CASES
 
 SHORT = RefineOptions(budget=80, trial_steps=4, batch_size=4, held_out=0.4)
-AS_THEY_ARE = AugmentationOptions(mixed=0, shift=0, exchanged=0)
+AS_THEY_ARE = AugmentationOptions(mixed=0, shift=0, warp=0, exchanged=0)
 BETA = [0.2, 0.3, 0.5]
 
 
