@@ -67,7 +67,8 @@ class RefineOptions(BaseModel):
     budget: int = Field(
         default=256_000,
         ge=1,
-        description="Points learnt from, each as often as it is shown; fewer where the result is good enough before.",
+        description="Points learnt from for each original beyond the first, as the more of them there are, the more "
+        "exact the coded model must be; each as often as it is shown. Fewer where the result is good enough before.",
     )
     passes: int = Field(
         default=20,
@@ -180,7 +181,8 @@ def refine(
         return _Descent(error, [finished_state(module, originals[0]) for module in modules], rate, taken)
 
     contests = len(starts) + len(options.learning_rates) - 1
-    trial_steps, whole = _lengths(options, contests, None if endless else len(learnt_from))
+    budget = math.ceil(options.budget * (len(originals) - 1) / options.batch_size)
+    trial_steps, whole = _lengths(options, budget, contests, None if endless else len(learnt_from))
     start = min(starts, key=lambda choice: choice.error)
     here = best = _Descent(start.error, start.states)
     rate, left = options.learning_rates[0], whole
@@ -191,7 +193,7 @@ def refine(
             return descend(choice.states, trial_steps, rate, 0)
 
         ahead, rate, end, trial_errors = _race(starts, options.learning_rates, trial)
-        left = min(whole, math.ceil(options.budget / options.batch_size) - trial_steps * contests)
+        left = min(whole, budget - trial_steps * contests)
         if end.error <= _WORSE * ahead.error:
             start, here = ahead, end
             left = min(left, whole - trial_steps)
@@ -214,15 +216,15 @@ def refine(
     return meter.share(best.states, teachers.passes, notes)
 
 
-def _lengths(options: RefineOptions, contests: int, points: int | None) -> tuple[int, int]:
+def _lengths(options: RefineOptions, budget: int, contests: int, points: int | None) -> tuple[int, int]:
     """Return the steps of each trial, none for a single contestant, and those of one start in all.
 
     Args:
         options: of the encoder.
+        budget: steps in all.
         contests: number of trials.
         points: to learn from, if there are no others; None if there is no end of them.
     """
-    budget = math.ceil(options.budget / options.batch_size)
     trial = min(options.trial_steps, budget // (_TRIALS * contests))
     whole = budget
     if points is not None:

@@ -119,6 +119,14 @@ def test_a_second_run_gives_the_same_bytes(case: str) -> None:
     assert first.notes == second.notes
 
 
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_the_budget_is_for_each_original_beyond_the_first(k: int) -> None:
+    originals = deep_linear_originals(k)
+    options = RefineOptions(budget=320, batch_size=16, starts=("average",), good_enough=0.0)
+    found = encode(originals, [1 / k] * k, normal_points(), options)
+    assert sum(rung["steps"] for rung in found.notes["rungs"]) == 20 * (k - 1)
+
+
 def test_the_seed_matters() -> None:
     originals, points = deep_linear_originals(), normal_points()
     runs = [encode(originals, [0.5, 0.5], points, SHORT.model_copy(update={"seed": seed})) for seed in (0, 1)]
@@ -176,7 +184,7 @@ def test_passes_are_counted(case: str, augmented: bool) -> None:
     originals = trio(case)
     augmentation = AugmentationOptions() if augmented else AS_THEY_ARE
     more = {"learning_rates": (1e-3, 3e-3), "starts": ("average",), "augmentation": augmentation}
-    options = SHORT.model_copy(update=more)
+    options = SHORT.model_copy(update={**more, "budget": 40})
     cost = encode(originals, BETA, CASES[case].calibration(), options).cost
     descents, points, steps = 3, 3, 20
     assert cost.backward_passes == steps * points
@@ -285,7 +293,7 @@ def test_starts_race_at_the_first_rate_and_the_winner_at_the_others() -> None:
 
 @pytest.mark.parametrize(
     ("augmentation", "budget", "left"),
-    [(AS_THEY_ARE, 16 * 160, 0), (AS_THEY_ARE, 16 * 159, 40 - 3), (AugmentationOptions(), 16 * 160, 160 - 4 * 3)],
+    [(AS_THEY_ARE, 8 * 160, 0), (AS_THEY_ARE, 8 * 159, 40 - 3), (AugmentationOptions(), 8 * 160, 160 - 4 * 3)],
 )
 def test_where_points_are_all_there_is_and_the_budget_allows_each_trial_is_the_whole_descent(
     augmentation: AugmentationOptions, budget: int, left: int
