@@ -33,12 +33,14 @@ class Pooled(nn.Module):
         return outputs
 
 
-class UnderAMask(nn.Module):
-    """Assigns what a layer gives to a part of a float32 tensor."""
-
+class OneLayer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 2)
+
+
+class UnderAMask(OneLayer):
+    """Assigns what the layer gives to a part of a float32 tensor."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         positive = x[:, 0] > 0
@@ -47,12 +49,8 @@ class UnderAMask(nn.Module):
         return out
 
 
-class OnTopOfALargeNumber(nn.Module):
+class OnTopOfALargeNumber(OneLayer):
     """Loses what it computes to rounding, but in single precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(3, 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         outputs: torch.Tensor = self.layer(x)
