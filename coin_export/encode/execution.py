@@ -100,14 +100,11 @@ def fastest(
     """
     images = any(_image_convolutions(module) for module in modules)
     bfloat16 = precision == "bfloat16" or (precision == "auto" and _multiplies_bfloat16())
-    for execution in (
-        Execution(channels_last, half)
-        for half in ((True, False) if bfloat16 else (False,))
-        for channels_last in ((True, False) if images else (False,))
-    ):
-        if _suits(execution, modules, inputs, output_names):
-            return execution
-    return EXACT
+    ways = [Execution(channels_last, half) for half in (True, False) for channels_last in (True, False)]
+    worth_trying = (
+        way for way in ways if way != EXACT and (bfloat16 or not way.bfloat16) and (images or not way.channels_last)
+    )
+    return next((way for way in worth_trying if _suits(way, modules, inputs, output_names)), EXACT)
 
 
 def _suits(

@@ -1,9 +1,9 @@
 """Refining a barycenter: a short label-free distillation from the best of them.
 
 A barycenter is a far better start than fresh weights, so few steps suffice, and few points: the originals answer
-mixtures and shifts of them as well. All coded models of a code are fitted together, to what decoding makes of them in
-every erasure pattern. What cannot be known beforehand (which start, which learning rate, when to stop) is decided by
-the same criterion on calibration inputs held out from everything else.
+mixtures of them, shifted, zoomed and turned, as well. All coded models of a code are fitted together, to what decoding
+makes of them in every erasure pattern. What cannot be known beforehand (which start, which learning rate, when to stop)
+is decided by the same criterion on calibration inputs held out from everything else.
 
 How far to step does not depend on the network alone, but on how far its originals have moved from each other: learning
 rates are in units of that; see `spreads`.
