@@ -23,9 +23,9 @@ _GAIN_MINORS = 20_000  # above this many, the worst gain is taken over the small
 _SHARPNESS = 8.0, 80.0  # of the smooth maximum, at the first and at the last step
 _LEARNING_RATE = 0.05
 # Coded models share architecture, start and points, so what one gets wrong others do, too, and much of it cancels where
-# an answer is decoded from several. This is the least that the encoders showed with codes made for none; see
+# an answer is decoded from several. With codes made for this correlation encoders show about as much or more; see
 # docs/results.md.
-_ERROR_CORRELATION = 0.6
+_ERROR_CORRELATION = 0.85
 
 
 def default_code(k: int, m: int, protect: Sequence[float] | None = None) -> LinearCode:

@@ -6,6 +6,11 @@ that is sure of its answers bears larger errors than one that is not. Answers of
 about inputs of another's task for instance, are worth little, so each counts by the square of its purity. A decoded
 answer's error grows with the noise gain, so divergences are alike when noise gains are inverse to
 sqrt(E[q^2 (1 - q)] / E[q^2]).
+
+What is lost of accuracy differs more between originals than divergences do: where it was measured, it went with the
+square of noise gain times that root's square (docs/results.md). With one coded model the mean over originals counts,
+which is best near gains inverse to the root itself. With several it is the worst of many losses, and these are alike
+when gains are inverse to the root's square.
 """
 
 from __future__ import annotations
@@ -29,8 +34,10 @@ _FURTHEST = 2.0  # from the middle one, up or down, so that a single one does no
 _LEAST = 1.25
 
 
-def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs) -> tuple[float, ...]:
-    """Return a weight for each original to protect it by, in proportion to how sensitive its answers are.
+def sensitivities(
+    originals: Sequence[Original], calibration: CalibrationInputs, parities: int = 1
+) -> tuple[float, ...]:
+    """Return a weight for each original to protect it by, the larger the more sensitive its answers are.
 
     Outputs of shape (points, classes) or (points, positions, classes) are taken for logits; others say nothing, and
     so do those in which an original has fewer than two classes. Classes to which an original answers exactly zero
@@ -39,6 +46,7 @@ def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs)
     Args:
         originals: of one architecture, heads padded.
         calibration: inputs to ask them, evenly spaced ones if there are more than 2,000.
+        parities: number of coded models; weights are in proportion to the sensitivity for one, to its square for more.
 
     Returns:
         One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if no output says
@@ -55,11 +63,13 @@ def sensitivities(originals: Sequence[Original], calibration: CalibrationInputs)
     if not found or not all(torch.isfinite(output).all() for output in answers):
         return (1.0,) * len(originals)
     weights = torch.stack(found).sum(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    if weights.max() < _LEAST * weights.min():
+        return (1.0,) * len(originals)
+    if parities > 1:
+        weights.square_()
     weights /= weights.log().quantile(0.5).exp()
     weights.clamp_(1 / _FURTHEST, _FURTHEST)
     weights /= weights.min()
-    if weights.max() < _LEAST:
-        return (1.0,) * len(originals)
     return tuple(round(weight, 2) for weight in weights.tolist())
 
 

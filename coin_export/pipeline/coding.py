@@ -28,4 +28,4 @@ def code_of(
     """
     names = [original.name for original in originals]
     by_sensitivity = recipe.leaves_protection_open and fits_decoded_answers(encoder)
-    return recipe.code(names, sensitivities(originals, calibration) if by_sensitivity else None)
+    return recipe.code(names, sensitivities(originals, calibration, recipe.m) if by_sensitivity else None)

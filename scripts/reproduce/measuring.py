@@ -80,7 +80,7 @@ def measure(cell: Cell, data: Data) -> list[Record]:
     )
     padded = combinable(subject.originals, calibration)
     peak, started = PeakMemory(), time.process_time()
-    protect = sensitivities(padded, calibration) if cell.sensitive else None
+    protect = sensitivities(padded, calibration, setting.parities) if cell.sensitive else None
     code = default_code(len(setting.tasks), setting.parities, protect)
     encodings = encode_rows(padded, code.parities, calibration, seeded(cell.options, cell.seed))
     seconds, grown = time.process_time() - started, peak.grown_bytes()
