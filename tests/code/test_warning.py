@@ -5,11 +5,16 @@ from coin_export.code.linear import LinearCode
 from coin_export.code.warning import NOISE_GAIN_BOUND, noise_warning
 
 
-@pytest.mark.parametrize(("k", "m"), [(2, 1), (100, 1), (3, 2), (4, 3), (8, 3)])
+@pytest.mark.parametrize(("k", "m"), [(2, 1), (100, 1), (3, 2), (8, 2), (4, 3)])
 def test_a_code_within_the_bound_is_not_warned_of(k: int, m: int) -> None:
     code = default_code(k, m)
     assert code.worst_noise_gain() <= NOISE_GAIN_BOUND + 1e-9
     assert noise_warning(code, [f"model_{index}" for index in range(k + m)]) is None
+
+
+def test_a_large_group_with_several_coded_models_is_warned_of() -> None:
+    warning = noise_warning(default_code(8, 3), [f"model_{index}" for index in range(11)])
+    assert warning is not None and "fewer coded models, smaller groups" in warning
 
 
 def test_a_small_coefficient_is_warned_of_with_the_model_that_it_protects_badly() -> None:

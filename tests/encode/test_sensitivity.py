@@ -42,14 +42,23 @@ def test_weights_follow_the_purity_of_the_answers() -> None:
     assert list(sensitivities(originals, POINTS)) == pytest.approx([wanted, 1.0], abs=0.0051)
 
 
-def test_a_small_difference_leaves_all_alike() -> None:
+def test_where_several_can_be_lost_weights_are_the_squares() -> None:
+    originals = originals_of(*(answering([two_classes(q)] * 3) for q in (0.7, 0.85)))
+    once, twice = (sensitivities(originals, POINTS, parities) for parities in (1, 2))
+    assert 1.25 < once[0] < 2
+    assert list(twice) == pytest.approx([once[0] ** 2, 1.0], abs=0.02)
+
+
+@pytest.mark.parametrize("parities", [1, 2])
+def test_a_small_difference_leaves_all_alike(parities: int) -> None:
     originals = originals_of(*(answering([two_classes(q)] * 3) for q in (0.7, 0.65)))
-    assert sensitivities(originals, POINTS) == (1.0, 1.0)
+    assert sensitivities(originals, POINTS, parities) == (1.0, 1.0)
 
 
-def test_nobody_is_protected_beyond_measure() -> None:
+@pytest.mark.parametrize("parities", [1, 2])
+def test_nobody_is_protected_beyond_measure(parities: int) -> None:
     originals = originals_of(answering([two_classes(0.6)] * 3), answering([[100.0, 5.0]] * 3))
-    assert sensitivities(originals, POINTS) == (4.0, 1.0)
+    assert sensitivities(originals, POINTS, parities) == (4.0, 1.0)
 
 
 def test_classes_that_a_padded_head_lacks_do_not_make_it_unsure() -> None:
