@@ -5,13 +5,16 @@
 Three networks, Gaussian sign-probe statistics, one thread. The methods take turns within each repeat, and ratios are
 of neighbouring runs, in processor time, so that a busy machine disturbs them little. "fisher" is the whole public call
 with all that it does once; "plain" is one forward and one backward pass for each batch. Peak memory is the growth of
-the resident set over that of the loaded model and inputs, each method in a process of its own (Linux). BackPACK sums
+the resident set over that of the loaded model and inputs, each run in a process of its own that has seen one batch of
+that size (Linux); the median of three. BackPACK sums
 the same squared gradients (`SumGradSquared`); it knows no attention, so the transformer goes without it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import multiprocessing
 import statistics
@@ -42,6 +45,7 @@ OTHERS = ("vmap", "backpack")
 METHODS = ("plain", "fisher", *OTHERS)
 TARGETS = {"small_cnn": 2.5, "resnet18": 1.5, "transformer": 1.5}  # time over that of the plain pass
 MEMORY_TARGET = 2.0
+_MEMORY_REPEATS = 3
 
 
 class Residual(nn.Module):
@@ -167,8 +171,10 @@ def measure_times(network: str, points: int, batch_size: int, repeats: int) -> d
 def peak_memory(arguments: tuple[str, str, int, int]) -> float:
     """Return by how many MB one run raises the resident set; call it in a fresh process."""
     network, method, points, batch_size = arguments
-    # A first run loads kernels and code, which is not what is asked for.
-    prepare(network, method, 2, 1)()
+    # A first run loads code and compiles kernels for these shapes, which is not what is asked for.
+    prepare(network, method, batch_size, batch_size)()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what it has freed does not count as resident
     run = prepare(network, method, points, batch_size)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
     before = _status("VmRSS")
@@ -185,7 +191,11 @@ def bench(network: str, points: int, batch_size: int, repeats: int) -> dict[str,
     """Measure one network."""
     seconds = measure_times(network, points, batch_size, repeats)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        memory = {method: pool.apply(peak_memory, ((network, method, points, batch_size),)) for method in seconds}
+        arguments = {method: (network, method, points, batch_size) for method in seconds}
+        memory = {
+            method: statistics.median(pool.apply(peak_memory, (some,)) for _ in range(_MEMORY_REPEATS))
+            for method, some in arguments.items()
+        }
     over_plain = _ratio(seconds["fisher"], seconds["plain"])
     others = {method: _ratio(seconds["fisher"], seconds[method]) for method in seconds if method in OTHERS}
     return {

@@ -84,10 +84,12 @@ class GeneralPath:
             return tuple(name_outputs(returned, self._outputs).values())
 
         outputs, pull_back = vjp(outputs_of, self._parameters)[:2]
-        squares = {name: torch.zeros_like(tensor) for name, tensor in self._parameters.items()}
+        squares = {name: tensor.new_zeros(()).expand_as(tensor) for name, tensor in self._parameters.items()}
         for direction in directions:
             (gradients,) = pull_back(cotangents(self._options, outputs, direction))
-            squares = {name: squares[name] + gradient.square() for name, gradient in gradients.items()}
+            for name in squares:  # one by one: for all points of a chunk at once, they are what takes memory
+                gradient = gradients.pop(name)
+                squares[name] = torch.addcmul(squares[name], gradient, gradient)
         return squares, tuple(torch.isfinite(output).all() for output in outputs)
 
 
