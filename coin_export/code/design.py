@@ -25,7 +25,7 @@ _LEARNING_RATE = 0.05
 # Coded models share architecture, start and points, so what one gets wrong others do, too, and much of it cancels where
 # an answer is decoded from several. With codes made for this correlation encoders show about as much or more; see
 # docs/results.md.
-_ERROR_CORRELATION = 0.85
+_ERROR_CORRELATION = 0.92
 
 
 def default_code(k: int, m: int, protect: Sequence[float] | None = None) -> LinearCode:
