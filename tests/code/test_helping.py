@@ -81,7 +81,9 @@ def test_one_missing_original_is_made_good_by_one_parity() -> None:
         expected = frozenset(range(3)) - {missing}
         (chosen,) = helpers(code, (0, 1, 2), expected, frozenset({missing}), frozenset({3, 4}))
         weight = {row: code.parities[row - 3][missing] for row in (3, 4)}
-        assert weight[chosen] == pytest.approx(max(weight.values())), "the parity that weighs it most amplifies its error least"
+        assert weight[chosen] == pytest.approx(max(weight.values())), (
+            "the parity that weighs it most amplifies its error least"
+        )
 
 
 def test_the_replica_of_an_original_that_answered_is_never_asked() -> None:
