@@ -13,8 +13,8 @@ from scripts.reproduce.training import Training
 FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
 CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
-ALL = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
-EVEN = (*CLOSED_FORMS, "distill", DEFAULT)  # where originals are alike anyway
+ALL = (*CLOSED_FORMS, "distill", DEFAULT)
+WITH_ALIKE = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
 HASTY = {  # nothing is tried first, the originals are asked once a point, and products are as exact as distillation's
     "starts": ("head",),
     "learning_rates": (0.04,),
@@ -106,15 +106,16 @@ def _quick(recipe: Recipe) -> Recipe:
 def _pairs(small_cnn: Recipe, resnet: Recipe, few: tuple[int, ...], many: tuple[int, ...]) -> tuple[Setting, ...]:
     """Return the settings of k = 2, with ``few`` calibration inputs for the small CNN and ``many`` for the ResNets."""
     return (
-        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=few, methods=EVEN),
-        Setting("resnet cifar10+mnist", resnet, ("cifar10", "mnist"), points=many),
+        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=few),
+        Setting("resnet cifar10+mnist", resnet, ("cifar10", "mnist"), points=many, methods=WITH_ALIKE),
         Setting("resnet_bn cifar10+mnist", replace(resnet, network="resnet_bn"), ("cifar10", "mnist"), points=many),
     )
 
 
 def _triple(resnet: Recipe, parities: int, points: tuple[int, ...]) -> Setting:
     name = "resnet cifar10+mnist+fashion" + (f" m={parities}" if parities > 1 else "")
-    return Setting(name, resnet, ("cifar10", "mnist", "fashion-mnist"), parities, points)
+    methods = WITH_ALIKE if parities > 1 else ALL
+    return Setting(name, resnet, ("cifar10", "mnist", "fashion-mnist"), parities, points, methods)
 
 
 FULL = Scale(
