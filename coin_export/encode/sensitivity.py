@@ -1,16 +1,20 @@
-"""How much originals' answers suffer when their logits are off: whom a code should protect more. No label is seen.
+"""How much accuracy originals lose when their logits are off: whom a code should protect more. No label is seen.
 
 An error e of the logits moves the softmax p by a divergence of about e^T H e / 2, H = diag(p) - p p^T. For errors alike
 in all directions that grows with the trace of H, 1 - q, where q = sum_c p_c^2 is the purity of the answer: an original
-that is sure of its answers bears larger errors than one that is not. Answers of which an original is not sure at all,
-about inputs of another's task for instance, are worth little, so each counts by the square of its purity. A decoded
-answer's error grows with the noise gain, so divergences are alike when noise gains are inverse to
-sqrt(E[q^2 (1 - q)] / E[q^2]).
+that is sure of its answers bears larger errors than one that is not.
 
-What is lost of accuracy differs more between originals than divergences do: where it was measured, it went with the
-square of noise gain times that root's square (docs/results.md). With one coded model the mean over originals counts,
-which is best near gains inverse to the root itself. With several it is the worst of many losses, and these are alike
-when gains are inverse to the root's square.
+That counts for inputs of its own task. What it says of others' is worth little, though it may be just as sure of it.
+Whose an input is, nobody tells; so it is taken for that of the original whose energy, log sum_c exp z_c of logits z
+less their mean, stands out most from its energies on all inputs: it does on inputs like those of its training (Liu,
+Wang, Owens and Li, Energy-based Out-of-distribution Detection, NeurIPS 2020). In an ensemble that shares its task,
+each gets those that it knows best. Some inputs go to the wrong one, which tends to be unsure of them; so each counts
+by the square of the answer's purity.
+
+With s_i^2 = E[q^2 (1 - q)] / E[q^2] over own inputs, the accuracy that original i loses at a noise gain g was about in
+proportion to (s_i g)^2 where it was measured (docs/results.md). With one coded model g = 1 / beta_i, and the mean loss
+of all originals is least where beta_i is in proportion to s_i^(2/3). With several, the worst of many losses is least
+where all are alike, so gains should be inverse to s_i.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ _POINTS = 2_000  # enough for a mean
 _FURTHEST = 2.0  # from the middle one, up or down, so that a single one does not distort the code
 # Below, coefficients stay equal: a coded model then gives the plain mean of the ensemble, which is worth more.
 _LEAST = 1.25
+_EQUAL = 1e-6  # energies, and how far they stand out, that differ by less are alike
 
 
 def sensitivities(
@@ -46,35 +51,54 @@ def sensitivities(
     Args:
         originals: of one architecture, heads padded.
         calibration: inputs to ask them, evenly spaced ones if there are more than 2,000.
-        parities: number of coded models; weights are in proportion to the sensitivity for one, to its square for more.
+        parities: number of coded models; of the sensitivities s_i, weights are s_i^(2/3) for one, s_i for more.
 
     Returns:
         One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if no output says
-        anything, or if some answer is NaN or infinite.
+        anything, if an original stands out on no input, or if some answer is NaN or infinite.
     """
+    alike = (1.0,) * len(originals)
     teachers = Teachers(originals, Passes())
     spaced = np.unique(np.linspace(0, len(calibration) - 1, _POINTS).astype(np.intp))
     answers = concatenated([teachers(batch) for batch in batches_of(working_inputs(calibration.take(spaced)), _BATCH)])
-    found = [
-        _sensitivities(output, absent)
-        for output in answers
-        if output.ndim in (3, 4) and ((~(absent := absent_classes(output))).sum(-1) > 1).all()
-    ]
-    if not found or not all(torch.isfinite(output).all() for output in answers):
-        return (1.0,) * len(originals)
-    weights = torch.stack(found).sum(0).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
-    if weights.max() < _LEAST * weights.min():
-        return (1.0,) * len(originals)
-    if parities > 1:
-        weights.square_()
+    if not all(torch.isfinite(output).all() for output in answers):
+        return alike
+    found = [_energy_and_purity(output) for output in answers if _says_something(output)]
+    if not found:
+        return alike
+    owned = _shares_owned(torch.stack([energy.mean(-1) for energy, _ in found]).sum(0))
+    if not owned.any(1).all():
+        return alike
+    squares = torch.stack([_impurity(owned, purity) for _, purity in found]).sum(0)
+    weights = squares.clamp_min(torch.finfo(torch.float32).tiny) ** (1 / 3 if parities == 1 else 1 / 2)
     weights /= weights.log().quantile(0.5).exp()
     weights.clamp_(1 / _FURTHEST, _FURTHEST)
     weights /= weights.min()
-    return tuple(round(weight, 2) for weight in weights.tolist())
+    return tuple(round(weight, 2) for weight in weights.tolist()) if weights.max() >= _LEAST else alike
 
 
-def _sensitivities(logits: torch.Tensor, absent: torch.Tensor) -> torch.Tensor:
-    """Return E[q^2 (1 - q)] / E[q^2] of each original, in float64."""
-    purity = logits.double().masked_fill(absent, -math.inf).softmax(-1).square().sum(-1).flatten(1)
-    worth = purity.square()
-    return (worth * (1 - purity)).sum(1) / worth.sum(1)
+def _says_something(output: torch.Tensor) -> bool:
+    return output.ndim in (3, 4) and bool(((~absent_classes(output)).sum(-1) > 1).all())
+
+
+def _energy_and_purity(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return log sum_c exp z_c, of logits less their mean, and q, both of shape (models, points, positions)."""
+    absent = absent_classes(output)
+    mean = output.double().sum(-1, keepdim=True) / (~absent).sum(-1, keepdim=True)
+    logits = (output - mean).masked_fill(absent, -math.inf)
+    energy, purity = logits.logsumexp(-1), logits.softmax(-1).square().sum(-1)
+    return energy.reshape(*output.shape[:2], -1), purity.reshape(*output.shape[:2], -1)
+
+
+def _impurity(owned: torch.Tensor, purity: torch.Tensor) -> torch.Tensor:
+    """Return E[q^2 (1 - q)] / E[q^2] of each original over the inputs that are its own."""
+    worth = owned.unsqueeze(-1) * purity.square()
+    return (worth * (1 - purity)).sum((1, 2)) / worth.sum((1, 2))
+
+
+def _shares_owned(energies: torch.Tensor) -> torch.Tensor:
+    """Return the share of each original in each input; several that stand out alike have equal shares."""
+    deviation = energies - energies.mean(1, keepdim=True)
+    standing_out = deviation / energies.std(1, correction=0, keepdim=True).clamp_min(_EQUAL)
+    first = (standing_out >= standing_out.max(0).values - _EQUAL).double()
+    return first / first.sum(0)

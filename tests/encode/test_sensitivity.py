@@ -1,6 +1,7 @@
 """Whom to protect more: weights by hand, and when all stay alike."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,22 +11,29 @@ from torch import nn
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.heads import pad_heads
 from coin_export.encode.sensitivity import sensitivities
-from tests.encode.cases import originals_of
+from coin_export.model.signature import Original
+from tests.encode import cases
 
-POINTS = CalibrationInputs({"x": np.eye(3, dtype=np.float32)})
+POINTS = CalibrationInputs({"x": np.eye(4, dtype=np.float32)})
 
 
-def answering(logits: list[list[float]]) -> nn.Module:
+def originals_of(*modules: nn.Module) -> list[Original]:
+    return cases.originals_of(*modules, calibration=POINTS)
+
+
+def answering(logits: Sequence[Sequence[float]]) -> nn.Module:
     """A model that answers point i of `POINTS` by row i."""
-    layer = nn.Linear(3, len(logits[0]), bias=False)
+    layer = nn.Linear(4, len(logits[0]), bias=False)
     with torch.no_grad():
         layer.weight.copy_(torch.tensor(logits).T)
     return layer
 
 
-def spread(*purities: float) -> float:
+def impurity(*answers: Sequence[float]) -> float:
     """E[q^2 (1 - q)] / E[q^2]"""
-    return sum(q * q * (1 - q) for q in purities) / sum(q * q for q in purities)
+    odds = np.exp(np.asarray(answers))
+    purity = np.square(odds / odds.sum(1, keepdims=True)).sum(1)
+    return float((purity**2 * (1 - purity)).sum() / (purity**2).sum())
 
 
 def two_classes(purity: float, least: float = 5.0) -> list[float]:
@@ -34,65 +42,80 @@ def two_classes(purity: float, least: float = 5.0) -> list[float]:
     return [math.log(probability / (1 - probability)) + least, least]
 
 
-def test_weights_follow_the_purity_of_the_answers() -> None:
-    surer, less_sure = (0.99, 0.95, 0.6), (0.7, 0.8, 0.55)
-    originals = originals_of(*(answering([two_classes(q) for q in purities]) for purities in (less_sure, surer)))
-    wanted = math.sqrt(spread(*less_sure) / spread(*surer))
-    assert 1.25 < wanted < 4
-    assert list(sensitivities(originals, POINTS)) == pytest.approx([wanted, 1.0], abs=0.0051)
+# Of high energy though unsure; and the other way round.
+UNSURE, LESS_SURE, SURE, SURER = [6.0, 5.5, -11.0], [6.0, 4.5, -10.0], [8.0, 4.0, -12.0], [9.0, 3.0, -12.0]
+ELSEWHERE, ELSEWHERE_SURE = [0.5, 0.2, 0.1], [3.5, 0.0, 0.0]
 
 
-def test_where_several_can_be_lost_weights_are_the_squares() -> None:
-    originals = originals_of(*(answering([two_classes(q)] * 3) for q in (0.7, 0.85)))
-    once, twice = (sensitivities(originals, POINTS, parities) for parities in (1, 2))
-    assert 1.25 < once[0] < 2
-    assert list(twice) == pytest.approx([once[0] ** 2, 1.0], abs=0.02)
+@pytest.mark.parametrize(("parities", "power"), [(1, 2 / 3), (2, 1.0), (3, 1.0)])
+def test_weights_follow_what_answers_to_own_inputs_lack_in_purity(parities: int, power: float) -> None:
+    first = answering([UNSURE, LESS_SURE, ELSEWHERE_SURE, ELSEWHERE_SURE])
+    second = answering([ELSEWHERE, ELSEWHERE, SURE, SURER])
+    sensitivity = math.sqrt(impurity(UNSURE, LESS_SURE) / impurity(SURE, SURER))
+    wanted = min(sensitivity**power, 4.0)
+    assert wanted > 1.25
+    assert list(sensitivities(originals_of(first, second), POINTS, parities)) == pytest.approx(
+        [wanted, 1.0], abs=0.0051
+    )
 
 
-@pytest.mark.parametrize("parities", [1, 2])
-def test_a_small_difference_leaves_all_alike(parities: int) -> None:
-    originals = originals_of(*(answering([two_classes(q)] * 3) for q in (0.7, 0.65)))
-    assert sensitivities(originals, POINTS, parities) == (1.0, 1.0)
+def test_inputs_on_which_all_stand_out_alike_count_for_each() -> None:
+    originals = originals_of(*(answering([two_classes(q)] * 4) for q in (0.7, 0.95)))
+    wanted = math.sqrt(0.3 / 0.05)
+    assert list(sensitivities(originals, POINTS, 2)) == pytest.approx([wanted, 1.0], abs=0.0051)
+
+
+def test_a_small_difference_leaves_all_alike() -> None:
+    originals = originals_of(*(answering([two_classes(q)] * 4) for q in (0.7, 0.75)))
+    assert sensitivities(originals, POINTS) == sensitivities(originals, POINTS, 2) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("parities", [1, 2])
 def test_nobody_is_protected_beyond_measure(parities: int) -> None:
-    originals = originals_of(answering([two_classes(0.6)] * 3), answering([[100.0, 5.0]] * 3))
+    originals = originals_of(answering([two_classes(0.6)] * 4), answering([[100.0, 5.0]] * 4))
     assert sensitivities(originals, POINTS, parities) == (4.0, 1.0)
 
 
 def test_classes_that_a_padded_head_lacks_do_not_make_it_unsure() -> None:
-    narrow = [two_classes(0.9, least=0.1)] * 3
-    wide, zeros = ([[*two_classes(0.9, least=0.1), other, other]] * 3 for other in (-20.0, 1e-3))
+    narrow = [two_classes(0.9, least=0.1)] * 4
+    wide, zeros = ([[*two_classes(0.9, least=0.1), other, other]] * 4 for other in (-20.0, 1e-3))
     padded = pad_heads(originals_of(answering(narrow), answering(wide)), POINTS)
     assert sensitivities(padded, POINTS) == (1.0, 1.0)
     assert sensitivities(originals_of(answering(zeros), answering(wide)), POINTS)[0] > 1.25
 
 
 def test_a_single_one_that_is_very_sure_does_not_distort_the_code() -> None:
-    unsure = (answering([two_classes(0.6)] * 3) for _ in range(4))
-    assert sensitivities(originals_of(answering([[100.0, 5.0]] * 3), *unsure), POINTS) == (1.0, 2.0, 2.0, 2.0, 2.0)
+    unsure = (answering([two_classes(0.6)] * 4) for _ in range(4))
+    assert sensitivities(originals_of(answering([[100.0, 5.0]] * 4), *unsure), POINTS) == (1.0, 2.0, 2.0, 2.0, 2.0)
+
+
+def test_who_stands_out_nowhere_leaves_all_alike() -> None:
+    """The second one's energy is the same everywhere, so that one of the others is always ahead of it."""
+    rising, falling = ([[scale, 0.0] for scale in scales] for scales in ((9.0, 8.0, 1.0, 2.0), (1.0, 2.0, 9.0, 8.0)))
+    originals = originals_of(answering(rising), answering([[5.0, 0.0]] * 4), answering(falling))
+    assert sensitivities(originals, POINTS) == (1.0, 1.0, 1.0)
 
 
 def test_several_classes_beside_one_say_nothing() -> None:
-    originals = pad_heads(originals_of(answering([[3.0]] * 3), answering([[1.0, 2.0, 3.0]] * 3)), POINTS)
+    originals = pad_heads(originals_of(answering([[3.0]] * 4), answering([[1.0, 2.0, 3.0]] * 4)), POINTS)
     assert sensitivities(originals, POINTS) == (1.0, 1.0)
 
 
 def test_outputs_of_one_class_say_nothing() -> None:
-    assert sensitivities(originals_of(answering([[5.0]] * 3), answering([[1.0]] * 3)), POINTS) == (1.0, 1.0)
+    assert sensitivities(originals_of(answering([[5.0]] * 4), answering([[1.0]] * 4)), POINTS) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_leaves_all_alike(value: float) -> None:
-    broken = nn.Linear(3, 2)
+    broken = nn.Linear(4, 2)
     with torch.no_grad():
         broken.bias.copy_(torch.tensor([value, 1.0]))
-    assert sensitivities(originals_of(answering([two_classes(0.6)] * 3), broken), POINTS) == (1.0, 1.0)
+    assert sensitivities(originals_of(answering([two_classes(0.6)] * 4), broken), POINTS) == (1.0, 1.0)
 
 
 def test_every_task_is_asked_when_only_some_points_are() -> None:
-    points = CalibrationInputs({"x": np.repeat(np.eye(3, dtype=np.float32), 2_000, axis=0)})
-    first, second = [two_classes(q) for q in (0.55, 0.6, 0.7)], [two_classes(0.99)] * 3
-    originals = originals_of(answering(first), answering(second))
-    assert sensitivities(originals, points) == sensitivities(originals, POINTS)
+    points = CalibrationInputs({"x": np.repeat(np.eye(4, dtype=np.float32), 2_000, axis=0)})
+    originals = originals_of(
+        answering([UNSURE, LESS_SURE, ELSEWHERE, ELSEWHERE]), answering([ELSEWHERE, ELSEWHERE, SURE, SURER])
+    )
+    assert sensitivities(originals, points) == sensitivities(originals, POINTS) != (1.0, 1.0)
