@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     reached = {
         NORMALIZED: statistics.fmean(record[NORMALIZED] for record in records),
         TRAIN: statistics.fmean(record[TRAIN] for record in records),
+        "coefficients": records[0]["coefficients"],
         "by_model": {" + ".join(record["erased"]): record["by_model"] for record in records},
         "encode_seconds": records[0]["encode_seconds"],
         "notes": records[0]["notes"],
