@@ -5,13 +5,14 @@ in all directions that grows with the trace of H, 1 - q, where q = sum_c p_c^2 i
 that is sure of its answers bears larger errors than one that is not.
 
 That counts for inputs of its own task. What it says of others' is worth little, though it may be just as sure of it.
-Whose an input is, nobody tells; so it is taken for that of the original whose energy, log sum_c exp z_c of logits z
-less their mean, stands out most from its energies on all inputs: it does on inputs like those of its training (Liu,
-Wang, Owens and Li, Energy-based Out-of-distribution Detection, NeurIPS 2020). In an ensemble that shares its task,
-each gets those that it knows best. Some inputs go to the wrong one, which tends to be unsure of them; so each counts
-by the square of the answer's purity.
+Whose an input is, nobody tells; but the energy of an answer, log sum_c exp z_c of logits z less their mean, is higher
+on inputs like those of the training than on others (Liu, Wang, Owens and Li, Energy-based Out-of-distribution
+Detection, NeurIPS 2020). So each input is shared out by how far each original's energy stands out from its energies on
+all inputs, with odds as if energies were two standard deviations higher on own ones. In an ensemble that shares its
+task they go together, so that all get about the same. An answer that is not sure at all is likely about another's
+input in spite of its energy, and counts less, by the square of its purity.
 
-With s_i^2 = E[q^2 (1 - q)] / E[q^2] over own inputs, the accuracy that original i loses at a noise gain g was about in
+With s_i^2 = E[q^2 (1 - q)] / E[q^2] over its shares, the accuracy that original i loses at a noise gain g was about in
 proportion to (s_i g)^2 where it was measured (docs/results.md). With one coded model g = 1 / beta_i, and the mean loss
 of all originals is least where beta_i is in proportion to s_i^(2/3). With several, the worst of many losses is least
 where all are alike, so gains should be inverse to s_i.
@@ -36,7 +37,8 @@ _POINTS = 2_000  # enough for a mean
 _FURTHEST = 2.0  # from the middle one, up or down, so that a single one does not distort the code
 # Below, coefficients stay equal: a coded model then gives the plain mean of the ensemble, which is worth more.
 _LEAST = 1.25
-_EQUAL = 1e-6  # energies, and how far they stand out, that differ by less are alike
+_HIGHER = 2.0  # energies on own inputs, in standard deviations
+_CONSTANT = 1e-6  # energies that deviate by less
 
 
 def sensitivities(
@@ -55,7 +57,7 @@ def sensitivities(
 
     Returns:
         One for the least sensitive, at most four, to two decimals; one for all if none reaches 1.25, if no output says
-        anything, if an original stands out on no input, or if some answer is NaN or infinite.
+        anything, or if some answer is NaN or infinite.
     """
     alike = (1.0,) * len(originals)
     teachers = Teachers(originals, Passes())
@@ -66,10 +68,8 @@ def sensitivities(
     found = [_energy_and_purity(output) for output in answers if _says_something(output)]
     if not found:
         return alike
-    owned = _shares_owned(torch.stack([energy.mean(-1) for energy, _ in found]).sum(0))
-    if not owned.any(1).all():
-        return alike
-    squares = torch.stack([_impurity(owned, purity) for _, purity in found]).sum(0)
+    shares = _shares(torch.stack([energy.mean(-1) for energy, _ in found]).sum(0))
+    squares = torch.stack([_impurity(shares, purity) for _, purity in found]).sum(0)
     weights = squares.clamp_min(torch.finfo(torch.float32).tiny) ** (1 / 3 if parities == 1 else 1 / 2)
     weights /= weights.log().quantile(0.5).exp()
     weights.clamp_(1 / _FURTHEST, _FURTHEST)
@@ -90,15 +90,14 @@ def _energy_and_purity(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return energy.reshape(*output.shape[:2], -1), purity.reshape(*output.shape[:2], -1)
 
 
-def _impurity(owned: torch.Tensor, purity: torch.Tensor) -> torch.Tensor:
-    """Return E[q^2 (1 - q)] / E[q^2] of each original over the inputs that are its own."""
-    worth = owned.unsqueeze(-1) * purity.square()
+def _impurity(shares: torch.Tensor, purity: torch.Tensor) -> torch.Tensor:
+    """Return E[q^2 (1 - q)] / E[q^2] of each original over its shares of all inputs."""
+    worth = shares.unsqueeze(-1) * purity.square()
     return (worth * (1 - purity)).sum((1, 2)) / worth.sum((1, 2))
 
 
-def _shares_owned(energies: torch.Tensor) -> torch.Tensor:
-    """Return the share of each original in each input; several that stand out alike have equal shares."""
+def _shares(energies: torch.Tensor) -> torch.Tensor:
+    """Return the share of each original in each input, which add up to one; shape (models, points)."""
     deviation = energies - energies.mean(1, keepdim=True)
-    standing_out = deviation / energies.std(1, correction=0, keepdim=True).clamp_min(_EQUAL)
-    first = (standing_out >= standing_out.max(0).values - _EQUAL).double()
-    return first / first.sum(0)
+    standing_out = deviation / energies.std(1, correction=0, keepdim=True).clamp_min(_CONSTANT)
+    return (_HIGHER * standing_out).softmax(0)
