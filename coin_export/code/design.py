@@ -23,9 +23,10 @@ _GAIN_MINORS = 20_000  # above this many, the worst gain is taken over the small
 _SHARPNESS = 8.0, 80.0  # of the smooth maximum, at the first and at the last step
 _LEARNING_RATE = 0.05
 # Coded models share architecture, start and points, so what one gets wrong others do, too, and much of it cancels where
-# an answer is decoded from several. With codes made for this correlation encoders show about as much or more; see
-# docs/results.md.
-_ERROR_CORRELATION = 0.92
+# an answer is decoded from several. The more alike their coefficients, the more alike their errors: 1 - correlation was
+# in proportion to the square of the coefficients' distance, so that losses of several originals hardly depend on it. Codes
+# made for this correlation show as much; see docs/results.md.
+_ERROR_CORRELATION = 0.95
 
 
 def default_code(k: int, m: int, protect: Sequence[float] | None = None) -> LinearCode:

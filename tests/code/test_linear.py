@@ -245,7 +245,7 @@ def test_what_cancels_when_two_coded_models_err_alike_goes_to_the_losses_that_le
     assert np.min(code.parities) > 0.21
 
 
-def worst_deviation(code: LinearCode, correlation: float = 0.92) -> float:
+def worst_deviation(code: LinearCode, correlation: float = 0.95) -> float:
     """The largest standard deviation of a decoded output, where each coded model's is one."""
     covariance = (1 - correlation) * np.eye(code.m) + correlation
     deviations = []
