@@ -23,9 +23,8 @@ _GAIN_MINORS = 20_000  # above this many, the worst gain is taken over the small
 _SHARPNESS = 8.0, 80.0  # of the smooth maximum, at the first and at the last step
 _LEARNING_RATE = 0.05
 # Coded models share architecture, start and points, so what one gets wrong others do, too, and much of it cancels where
-# an answer is decoded from several. The more alike their coefficients, the more alike their errors: 1 - correlation was
-# in proportion to the square of the coefficients' distance, so that losses of several originals hardly depend on it. Codes
-# made for this correlation show as much; see docs/results.md.
+# an answer is decoded from several. The more alike their coefficients, the more alike their errors: 1 - correlation
+# went with the square of the coefficients' distance (docs/results.md). Codes made for this correlation lead to it.
 _ERROR_CORRELATION = 0.95
 
 
