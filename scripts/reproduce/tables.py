@@ -145,7 +145,7 @@ def _pairs(records: Sequence[Record]) -> str:
     ]
     rows.append(["mean of all pairs", *(_shown(normalized(where(mine, encoder=method))) for method in methods)])
     worst = [worst_pair(where(mine, encoder=method)) for method in methods]
-    rows.append(["worst pair", *("" if found is None else _shown(found[1]) for found in worst)])
+    rows.append(["worst pair of each seed", *("" if found is None else _shown(found[1]) for found in worst)])
     alike = [over_seeds(where(mine, encoder=method), _error_correlation) for method in methods]
     rows.append(["correlation of errors", *("" if found is None else f"{found.mean:.2f}" for found in alike)])
     return _table(["erased", *(f"`{method}`" for method in methods)], rows)

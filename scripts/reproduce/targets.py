@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from scripts.reproduce.measuring import Record
 from scripts.reproduce.methods import DEFAULT
 from scripts.reproduce.settings import FIRST
-from scripts.reproduce.summary import Spread, cost_ratios, normalized, where, worst_pair
+from scripts.reproduce.summary import Spread, cost_ratios, normalized, weakest_pair, where, worst_pair
 
 TRIPLE = "resnet cifar10+mnist+fashion"
 _DEFAULT_TARGETS = (
@@ -65,12 +65,13 @@ def _at_least(text: str, spread: Spread | None, least: float) -> Target:
 
 
 def _worst_pair(records: Sequence[Record]) -> Target:
-    text = f"{TRIPLE}, m = 2: default encoder >= {_PAIR_TARGET:g} for any two erased"
-    found = worst_pair(records)
-    if found is None:
+    text = f"{TRIPLE}, m = 2: default encoder >= {_PAIR_TARGET:g} for any two erased, mean over seeds"
+    found, in_each = weakest_pair(records), worst_pair(records)
+    if found is None or in_each is None:
         return Target(text, "", None)
     names, spread = found
-    return Target(text, f"{spread.mean:.2f}, worst for {names} ({_seeds(spread.seeds)})", spread.mean >= _PAIR_TARGET)
+    reached = f"{spread.mean:.2f}, worst for {names} ({_seeds(spread.seeds)}); what is worst in each seed "
+    return Target(text, reached + f"{in_each[1].mean:.2f}", spread.mean >= _PAIR_TARGET)
 
 
 def _coin(compared: Sequence[Record]) -> Iterator[Target]:
