@@ -14,7 +14,7 @@ FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
 CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
 ALL = (*CLOSED_FORMS, "distill", DEFAULT)
-WITH_ALIKE = (*CLOSED_FORMS, "distill", ALIKE, DEFAULT)
+WITH_ALIKE = (*ALL, ALIKE)
 HASTY = {  # nothing is tried first, the originals are asked once a point, and products are as exact as distillation's
     "starts": ("head",),
     "learning_rates": (0.04,),

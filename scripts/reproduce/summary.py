@@ -62,8 +62,9 @@ def weakest_pair(records: Sequence[Record]) -> tuple[str, Spread] | None:
     lost: dict[str, list[float]] = {}
     for record in pairs(records):
         held = [row[0] for row in record["coefficients"]]
-        ranks = {f"coded_{row}": f"coded_{sorted(held, reverse=True).index(held[row])}" for row in range(len(held))}
-        title = " + ".join(ranks.get(name, name) for name in record["erased"])
+        order = sorted(range(len(held)), key=held.__getitem__, reverse=True)
+        names = {f"coded_{row}": f"coded_{rank}" for rank, row in enumerate(order)}
+        title = " + ".join(names.get(name, name) for name in record["erased"])
         lost.setdefault(title, []).append(float(record[NORMALIZED]))
     spreads = {title: Spread.of(values) for title, values in lost.items()}
     return min(spreads.items(), key=lambda item: item[1].mean) if spreads else None
