@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn  # before any group is joined: see `process_group`
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.fisher.diagonal import DiagonalFisher, averaged, summed_squares
@@ -22,6 +23,10 @@ from coin_export.model.signature import Original
 @contextmanager
 def process_group() -> Iterator[int]:
     """Join the processes that ``torchrun`` started, over gloo, while the block runs.
+
+    The group's threads end with the block. They would outlive it, and now and then abort the process as the interpreter
+    ends, if `torch.distributed.nn` were first imported inside (by the compiler, say): its functions keep the group of
+    the moment as the default of an argument.
 
     Yields:
         This process's rank: 0 when it is alone.

@@ -20,6 +20,8 @@ from coin_export.fisher.options import FisherOptions
 from tests.e2e.conftest import UserProject, make_project
 from tests.reference.networks import CASES
 
+TORCHRUN = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2"]
+
 
 @given(st.integers(0, 100), st.integers(1, 9))
 def test_the_parts_are_all_points_once(points: int, processes: int) -> None:
@@ -57,13 +59,36 @@ def fisher(project: UserProject, output: str, *launcher: str) -> dict[str, dict[
     return {row["model"]: load_file(project.folder / row["file"]) for row in rows}
 
 
+THREADS_AFTER_THE_GROUP = """
+from pathlib import Path
+import torch
+from coin_export.fisher.distributed import process_group
+
+def threads():
+    return {(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+
+with process_group():
+    torch.distributed.all_reduce(torch.ones(3))
+    import torch.distributed.nn
+    assert any("gloo" in name for name in threads()), threads()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(THREADS_AFTER_THE_GROUP)
+    result = subprocess.run(
+        [*TORCHRUN, "script.py"], capture_output=True, text=True, cwd=tmp_path, timeout=500, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_two_processes_give_the_statistics_of_one(tmp_path: Path) -> None:
     project = make_project(tmp_path)
     points = np.load(tmp_path / "calibration.npz")["image"][:7]  # cannot be halved
     np.savez(tmp_path / "calibration.npz", image=points)
     one = fisher(project, "one")
-    launcher = [str(Path(sys.executable).parent / "torchrun"), "--standalone", "--nproc-per-node", "2", "--no-python"]
-    two = fisher(project, "two", *launcher)
+    two = fisher(project, "two", *TORCHRUN, "--no-python")
     assert one.keys() == two.keys() == set(project.names)
     for name, diagonal in one.items():
         assert diagonal.keys() == two[name].keys()
