@@ -102,11 +102,11 @@ def _of_settings(scale: Scale, seed: int) -> Iterator[Cell]:
 
 
 def _of_costs(scale: Scale, seed: int) -> Iterator[Cell]:
-    """Growing budgets, for the cost to reach a given accuracy."""
+    """Growing budgets, for the cost to reach a given accuracy; all have the same code."""
     setting = scale.settings[0]
     for budget in scale.budgets:
-        options = with_options(METHODS[DEFAULT], {"budget": budget, **HASTY})
-        yield Cell("cost", setting, DEFAULT, options, setting.points[-1], seed, scale.test_points)
+        options = with_options(METHODS[ALIKE], {"budget": budget, **HASTY})
+        yield Cell("cost", setting, ALIKE, options, setting.points[-1], seed, scale.test_points)
     for points, changed in scale.grid:
         options = with_options(METHODS["distill"], changed)
         yield Cell("cost", setting, "distill", options, points, seed, scale.test_points)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from scripts.reproduce.measuring import Record
-from scripts.reproduce.methods import DEFAULT, METHODS
+from scripts.reproduce.methods import ALIKE, METHODS
 from scripts.reproduce.settings import FIRST
 
 NORMALIZED = "normalized_decoding_accuracy"
@@ -131,6 +131,8 @@ def _seconds(record: Record) -> float:
 def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> list[tuple[int, Reached, Reached]]:
     """Return for each seed what the default encoder and distillation from a fresh start needed to reach `GOAL`.
 
+    Both have the same code, with equal coefficients.
+
     Args:
         records: of the study of costs, and any others.
         setting: of both.
@@ -138,11 +140,11 @@ def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> l
     """
     found = []
     study = where(records, study="cost", setting=setting)
-    points = {record["points"] for record in where(study, encoder=DEFAULT)}
+    points = {record["points"] for record in where(study, encoder=ALIKE)}
     for seed in sorted({record["seed"] for record in study}):
         mine = where(records, setting=setting, seed=seed)
         alike = [record for record in mine if record["points"] in points]
-        default, fresh = reached(alike, DEFAULT), reached(alike if same_inputs else mine, "distill")
+        default, fresh = reached(alike, ALIKE), reached(alike if same_inputs else mine, "distill")
         if default is not None and fresh is not None:
             found.append((seed, default, fresh))
     return found
