@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import combinations
+from itertools import combinations, islice
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +25,7 @@ Wanted: TypeAlias = int | tuple[float, ...]
 
 # A wanted unit vector counts as inside the row space of what arrived when least squares reproduces it to this.
 _SOLVED = 1e-8
+_AT_ONCE = 1_000  # matrices of a large code, of which all together may not fit in memory
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,11 @@ class LinearCode:
 
     def worst_condition(self) -> float:
         """Return the largest condition number of any k rows of the generator matrix; infinite if some are singular."""
-        rows = np.array(list(combinations(range(self.n), self.k)))
-        conditions = np.linalg.cond(self.generator[rows])
-        return float(np.nan_to_num(conditions, nan=np.inf).max())
+        worst, rows = 0.0, combinations(range(self.n), self.k)
+        while some := list(islice(rows, _AT_ONCE)):
+            conditions = np.linalg.cond(self.generator[np.array(some)])
+            worst = max(worst, float(np.nan_to_num(conditions, nan=np.inf).max()))
+        return worst
 
     def worst_noise_gain(self) -> float:
         """Return the largest noise gain of any original over all losses of any m models."""

@@ -105,8 +105,8 @@ def calls_of(
 
 
 def _last(layer: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """Lay out a tensor whose last dimension is the layer's width."""
-    return tensor.reshape(1, tensor.shape[0], -1, tensor.shape[-1])
+    """Lay out a tensor whose last dimension is the layer's width; without others it is one for all points."""
+    return tensor.reshape(1, tensor.shape[0] if tensor.ndim > 1 else 1, -1, tensor.shape[-1])
 
 
 def _patches(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, inputs: torch.Tensor) -> torch.Tensor:
@@ -129,7 +129,8 @@ def _channels(_: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
 def _elements(layer: nn.LayerNorm | nn.RMSNorm, tensor: torch.Tensor) -> torch.Tensor:
     """Lay out each of the normalised elements on its own; they are the last dimensions."""
     width = layer.weight.numel()
-    return tensor.reshape(tensor.shape[0], -1, width, 1).permute(2, 0, 1, 3)
+    points = tensor.shape[0] if tensor.ndim > len(layer.normalized_shape) else 1
+    return tensor.reshape(points, -1, width, 1).permute(2, 0, 1, 3)
 
 
 def _batch_normalised(layer: _BatchNorm, inputs: torch.Tensor) -> torch.Tensor:

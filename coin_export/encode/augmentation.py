@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch.nn import functional
 
-from coin_export.encode.teachers import Inputs, points_of
+from coin_export.encode.criterion import Answers
+from coin_export.encode.teachers import Inputs, Teachers, points_of
 
 _MOST_EXCHANGED = 0.5  # of the positions of a point, on average; how many is drawn for each
 
@@ -88,6 +89,30 @@ def augment(inputs: Inputs, options: AugmentationOptions, generator: torch.Gener
     alone = torch.rand(points, generator=generator) >= options.mixed
     share = torch.rand(points, generator=generator).masked_fill(alone, 1.0)
     return {name: _mixed(tensor, tensor[partner], share) for name, tensor in moved.items()}
+
+
+def answered(teachers: Teachers, augmented: Inputs, plain: Inputs) -> tuple[Inputs, Answers]:
+    """Ask the originals what augmentation made of some points.
+
+    A point to which one of them then answers NaN or infinity, such as a row whose mask has come to hide all of it, is
+    left as it was.
+
+    Args:
+        teachers: the originals.
+        augmented: what was made of the points.
+        plain: the points.
+    """
+    answers = teachers(augmented)
+    refused = torch.stack([~output.isfinite().reshape(*output.shape[:2], -1).all(-1).all(0) for output in answers]).any(
+        0
+    )
+    if not refused.any():
+        return augmented, answers
+    kept = {
+        name: torch.where(refused.reshape(-1, *[1] * (tensor.ndim - 1)), plain[name], tensor)
+        for name, tensor in augmented.items()
+    }
+    return kept, teachers(kept)
 
 
 def _are_rows(inputs: Inputs) -> bool:

@@ -40,10 +40,11 @@ class Criterion:
     def __call__(self, coded: Answers, originals: Answers) -> torch.Tensor:
         """Return the mean over decoded answers, a differentiable scalar.
 
-        ``divergence`` is between the softmax over the last dimension of a decoded output and that of the original's
-        own: the mean of the Kullback-Leibler divergences in both directions, in nats (half of Jeffreys', 1946). One
-        asks that the decoded answer miss no class that the original holds possible, the other that it name none that
-        the original excludes. Outputs with a single class, of which a softmax says nothing, count by their error.
+        ``divergence`` is between the softmax over the classes of a decoded output and that of the original's own: the
+        mean of the Kullback-Leibler divergences in both directions, in nats (half of Jeffreys', 1946). One asks that
+        the decoded answer miss no class that the original holds possible, the other that it name none that the
+        original excludes. Outputs of which a softmax says nothing count by their error: those of a single class, and
+        those without one dimension of classes, the last (see `is_distribution`).
         Classes to which an original answers exactly zero throughout are those that its padded head lacks, and do not
         count for it. ``error`` is the mean squared error of the decoded outputs over its amplification by the decoder,
         so that for m = 1 it is that of the coded model.
@@ -61,11 +62,11 @@ class Criterion:
     def in_nats(self, originals: Answers) -> bool:
         """Say whether the criterion of these outputs is a divergence throughout, so that its size has a meaning."""
         return self.name == "divergence" and all(
-            _is_distribution(output) and bool(((~absent_classes(output)).sum(-1) != 1).all()) for output in originals
+            is_distribution(output) and bool(((~absent_classes(output)).sum(-1) != 1).all()) for output in originals
         )
 
     def _divergence(self, coded: torch.Tensor, originals: torch.Tensor) -> torch.Tensor:
-        if not _is_distribution(originals):
+        if not is_distribution(originals):
             return self._squares(coded, originals) / coded[0].numel()
         own = originals[self._wanted]
         decoded = own + self._decoded_errors(coded, originals)
@@ -102,9 +103,13 @@ def absent_classes(originals: torch.Tensor) -> torch.Tensor:
     return (originals == 0).all(dim=tuple(range(1, originals.ndim - 1)), keepdim=True)
 
 
-def _is_distribution(outputs: torch.Tensor) -> bool:
-    """Say whether a softmax over the last dimension means something; outputs have shape (models, points, ...)."""
-    return outputs.ndim > 2 and outputs.shape[-1] > 1
+def is_distribution(outputs: torch.Tensor) -> bool:
+    """Say whether outputs are logits over classes, the last dimension.
+
+    Shapes (models, points, classes) and (models, points, positions, classes) are taken for that. Where there are more
+    dimensions, as in maps of (channels, height, width), the last one may be anything.
+    """
+    return outputs.ndim in (3, 4) and outputs.shape[-1] > 1
 
 
 def _decodings(code: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:

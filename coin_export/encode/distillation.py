@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment
+from coin_export.encode.augmentation import AugmentationOptions, answered, augment, can_augment
 from coin_export.encode.criterion import Answers, Criterion
 from coin_export.encode.muon import Muon, matrices
 from coin_export.encode.teachers import Inputs, Teachers, batches_of, concatenated, points_of, select
@@ -129,8 +129,8 @@ def _examples(
     indices = _endless_batches(points_of(inputs), size, generator)
     if augmentation is not None and can_augment(inputs, augmentation):
         for index in indices:
-            batch = augment(select(inputs, index), augmentation, generator)
-            yield batch, teachers(batch)
+            plain = select(inputs, index)
+            yield answered(teachers, augment(plain, augmentation, generator), plain)
     else:
         answers = concatenated([teachers(batch) for batch in batches_of(inputs, size)])
         for index in indices:

@@ -103,17 +103,24 @@ def regress_layers(
     inputs: Inputs,
     options: RegressOptions,
 ) -> list[str]:
-    """Move the layers of ``coded``, in place, and return their names. The forward pass ends at the layer in turn."""
+    """Move the layers of ``coded``, in place, and return their names. The forward pass ends at the layer in turn.
+
+    A layer that not all models call alike, such as an expert that some ask about fewer points, stays as it is.
+    """
     batches = batches_of(inputs, options.batch_size)
     layers = _in_order(coded, models, select(inputs, slice(0, 1)), options.layers == "head")
+    regressed = []
     for name, calls in layers.items():
         layer = coded.get_submodule(name)
         kind = kind_of(layer)
         if kind is not None:
             normal = _normal_equations(kind, name, calls, coded, models, coefficients, batches)
+            if normal is None:
+                continue
+            regressed.append(name)
             moves = _differs(name, kind.weight, models), _differs(name, kind.bias, models)
             _move(layer, kind, *normal, options.ridge, *moves)
-    return list(layers)
+    return regressed
 
 
 def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, head: bool) -> dict[str, int]:
@@ -159,10 +166,11 @@ def _normal_equations(
     models: Sequence[nn.Module],
     coefficients: Sequence[float],
     batches: Sequence[Inputs],
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+) -> tuple[torch.Tensor, torch.Tensor, int] | None:
     """Return, in float64, X^T X, X^T (wanted outputs - own outputs) and the number of rows; X ends in a column of ones.
 
-    The first two have the shapes (groups, features + 1, features + 1) and (groups, features + 1, outputs).
+    The first two have the shapes (groups, features + 1, features + 1) and (groups, features + 1, outputs). None if in
+    some batch the models call the layer with different numbers of rows, or not equally often.
     """
     gram, cross, rows = torch.zeros(()), torch.zeros(()), 0
     points = sum(points_of(inputs) for inputs in batches)
@@ -170,6 +178,8 @@ def _normal_equations(
     for inputs in batches:
         own = calls_of(coded, name, calls, inputs)
         teachers = [calls_of(model, name, calls, inputs) for model in models]
+        if any(_shapes(teacher) != _shapes(own) for teacher in teachers):
+            return None
         for call, (seen, output) in enumerate(own):
             features = kind.features(coded.get_submodule(name), seen)
             residual = -kind.outputs(coded.get_submodule(name), output)
@@ -181,6 +191,10 @@ def _normal_equations(
             rows += x.shape[1]
         first += points_of(inputs)
     return gram, cross, rows
+
+
+def _shapes(calls: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Size]:
+    return [output.shape for _, output in calls]
 
 
 def _thinned(rows: torch.Tensor, points: int, first: int, width: int | None = None) -> torch.Tensor:

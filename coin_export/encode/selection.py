@@ -14,7 +14,7 @@ import torch
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment
+from coin_export.encode.augmentation import AugmentationOptions, answered, augment, can_augment
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
 from coin_export.encode.coin import CoinOptions, coin
@@ -72,12 +72,14 @@ class HeldOut:
     ) -> None:
         self.teachers = teachers
         self._criterion = criterion
-        inputs: Inputs = working_inputs(points)
+        inputs = working_inputs(points)
+        sets: list[Inputs] = [inputs]
         if augmentation is not None and can_augment(inputs, augmentation):
             generator = torch.Generator().manual_seed(seed)
-            more = [augment(inputs, augmentation, generator) for _ in range(_AUGMENTED)]
-            inputs = {name: torch.cat([tensor, *(made[name] for made in more)]) for name, tensor in inputs.items()}
-        self._batches = [(batch, teachers(batch)) for batch in batches_of(inputs, _BATCH)]
+            sets += [augment(inputs, augmentation, generator) for _ in range(_AUGMENTED)]
+        whole, plain = _joined(sets), _joined([inputs] * len(sets))
+        batches = zip(batches_of(whole, _BATCH), batches_of(plain, _BATCH), strict=True)
+        self._batches = [answered(teachers, batch, as_given) for batch, as_given in batches]
         self.in_nats = criterion.in_nats(self._batches[0][1])
 
     def error(self, modules: Sequence[torch.nn.Module]) -> float:
@@ -89,6 +91,10 @@ class HeldOut:
                 total += count * float(self._criterion(self.teachers.ask(modules, inputs), answers))
                 points += count
         return finite(total / points)
+
+
+def _joined(sets: Sequence[Inputs]) -> Inputs:
+    return {name: torch.cat([inputs[name] for inputs in sets]) for name in sets[0]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -28,7 +28,7 @@ import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.cost import Passes
-from coin_export.encode.criterion import absent_classes
+from coin_export.encode.criterion import absent_classes, is_distribution
 from coin_export.encode.teachers import Teachers, batches_of, concatenated, working_inputs
 from coin_export.model.signature import Original
 
@@ -78,7 +78,7 @@ def sensitivities(
 
 
 def _says_something(output: torch.Tensor) -> bool:
-    return output.ndim in (3, 4) and bool(((~absent_classes(output)).sum(-1) > 1).all())
+    return is_distribution(output) and bool(((~absent_classes(output)).sum(-1) > 1).all())
 
 
 def _energy_and_purity(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

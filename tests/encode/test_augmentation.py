@@ -1,9 +1,17 @@
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coin_export.encode.augmentation import AugmentationOptions, augment, can_augment, can_mix
+from coin_export.datasets.calibration import CalibrationInputs
+from coin_export.encode.augmentation import AugmentationOptions, answered, augment, can_augment, can_mix
+from coin_export.encode.average import AverageOptions
+from coin_export.encode.cost import Passes
+from coin_export.encode.refine import RefineOptions
+from coin_export.encode.registry import encode
+from coin_export.encode.teachers import Teachers, working_inputs
+from tests.encode.cases import originals_of, output_error
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -99,6 +107,51 @@ def test_about_the_chosen_share_takes_a_quarter_of_its_positions() -> None:
     touched = changed.any(1)
     assert 0.55 < float(touched.float().mean()) < 0.65
     assert 0.22 < float(changed[touched].float().mean()) < 0.28
+
+
+class Pooled(torch.nn.Module):
+    """The mean of the tokens that the mask shows; NaN if it shows none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.head = torch.nn.Embedding(50, 3), torch.nn.Linear(3, 2)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        shown = self.embedding(ids) * mask[..., None]
+        out: torch.Tensor = self.head(shown.sum(1) / mask.sum(1, keepdim=True))
+        return out
+
+
+def sparse_rows(points: int) -> CalibrationInputs:
+    """Rows of which the mask shows one position, here and there."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((points, 4), np.int64)
+    mask[np.arange(points), rng.integers(4, size=points)] = 1
+    return CalibrationInputs({"ids": rng.integers(50, size=(points, 4)), "mask": mask})
+
+
+def test_a_point_that_cannot_be_answered_any_more_is_left_as_it_was() -> None:
+    calibration = sparse_rows(200)
+    teachers = Teachers(originals_of(Pooled(), Pooled(), calibration=calibration), Passes())
+    plain = working_inputs(calibration)
+    augmented = augment(plain, AugmentationOptions(exchanged=1.0), seeded())
+    hidden = augmented["mask"].sum(1) == 0
+    assert 0 < int(hidden.sum()) < 100
+    kept, (answers,) = answered(teachers, augmented, plain)
+    assert answers.isfinite().all()
+    for name, tensor in kept.items():
+        assert torch.equal(tensor[hidden], plain[name][hidden])
+        assert torch.equal(tensor[~hidden], augmented[name][~hidden])
+
+
+def test_rows_with_masks_that_can_come_to_hide_all_are_refined() -> None:
+    torch.manual_seed(0)
+    calibration = sparse_rows(60)
+    originals = originals_of(Pooled(), Pooled(), calibration=calibration)
+    found = encode(originals, [0.5, 0.5], calibration, RefineOptions(budget=2_000))
+    average = encode(originals, [0.5, 0.5], calibration, AverageOptions()).state_dict
+    error = output_error(found.state_dict, originals, [0.5, 0.5], calibration)
+    assert error < output_error(average, originals, [0.5, 0.5], calibration)
 
 
 def test_integers_of_other_shapes_are_left_alone() -> None:

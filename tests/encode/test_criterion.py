@@ -57,8 +57,8 @@ def test_exact_combinations_have_none(name: CriterionName) -> None:
     assert float(Criterion(code, name)([coded], [originals])) == pytest.approx(0, abs=1e-10)
 
 
-@pytest.mark.parametrize("shape", [(5,), (5, 1)])
-def test_values_count_by_their_error_since_a_softmax_over_one_says_nothing(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("shape", [(5,), (5, 1), (5, 2, 3, 4)], ids=["values", "one class", "maps"])
+def test_what_is_no_distribution_over_classes_counts_by_its_error(shape: tuple[int, ...]) -> None:
     code = default_code(3, 1)
     coded, originals = answers(code, *shape)
     wanted = float((coded[0] - originals.mean(0)).square().mean())

@@ -257,6 +257,59 @@ def test_a_convolution_of_single_points_is_regressed_as_one_of_batches() -> None
     assert_close(states[1], states[0])
 
 
+class LearnedQuery(nn.Module):
+    """Projects and normalises a learned vector that no point has a part in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.norm = nn.Parameter(torch.randn(4)), nn.Linear(4, 3), nn.LayerNorm(3)
+        nn.init.normal_(self.norm.weight)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = x * self.norm(self.key(self.query))
+        return out
+
+
+def test_what_is_computed_once_for_all_points_is_regressed_too() -> None:
+    torch.manual_seed(0)
+    originals, points = originals_of(LearnedQuery(), LearnedQuery()), normal_points()
+    found = encode(originals, [0.4, 0.6], points, RegressOptions(start="average"))
+    assert found.notes["regressed_layers"] == 2
+    average = encode(originals, [0.4, 0.6], points, AverageOptions()).state_dict
+    error = output_error(found.state_dict, originals, [0.4, 0.6], points)
+    assert error < output_error(average, originals, [0.4, 0.6], points)
+
+
+class Experts(nn.Module):
+    """Asks one of two experts about each point."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.experts, self.head = (
+            nn.Linear(3, 1),
+            nn.ModuleList(nn.Linear(3, 4) for _ in "ab"),
+            nn.Linear(4, 2),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.gate(x)[:, 0] > 0
+        hidden = torch.zeros(len(x), 4)
+        for expert, chosen in zip(self.experts, (first, ~first), strict=True):
+            if chosen.any():
+                hidden[chosen] = expert(x[chosen])
+        out: torch.Tensor = self.head(hidden)
+        return out
+
+
+def test_experts_that_models_ask_about_other_points_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    originals, points = originals_of(Experts(), Experts()), normal_points()
+    found = encode(originals, [0.4, 0.6], points, RegressOptions(start="average"))
+    average = encode(originals, [0.4, 0.6], points, AverageOptions()).state_dict
+    moved = {name for name, tensor in found.state_dict.items() if not torch.equal(tensor, average[name])}
+    assert moved == {"gate.weight", "gate.bias", "head.weight", "head.bias"}
+
+
 def test_every_kind_is_tested() -> None:
     tested = {type(layer) for layer, _ in LAYERS} | {nn.modules.linear.NonDynamicallyQuantizableLinear, nn.BatchNorm3d}
     assert tested == set(KINDS)
