@@ -1,6 +1,7 @@
 """What a module computes decides its digest; nothing else does."""
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -161,6 +162,49 @@ class Net(torch.nn.Linear):
     def forward(self, x):
         return activation(super().forward(x))
 """
+
+
+SETTINGS = """
+from types import SimpleNamespace
+import numpy as np
+import torch
+from fields import FIELDS, Options
+
+SCALE, TABLE, UNUSED = 1.0, {"shift": [1, 2], "mask": np.ones(3)}, 0
+OPTIONS = Options()
+
+class Net(torch.nn.Linear):
+    def forward(self, x):
+        return SCALE * super().forward(x) + TABLE["shift"][0] + OPTIONS.bias + sum(FIELDS)
+"""
+SET = {
+    "as it was": "SCALE = 1.0",
+    "unused": "UNUSED = 5",
+    "a number": "SCALE = 2.0",
+    "deep in a table": "TABLE['shift'][1] = 3",
+    "an array": "TABLE['mask'][1] = 0",
+    "in an object": "OPTIONS.bias = 2.0",
+    "imported": "FIELDS = (1, 2)",
+}
+
+
+def test_settings_in_global_variables_decide_too_as_they_are_now(tmp_path: Path) -> None:
+    (tmp_path / "network.py").write_text(SETTINGS)
+    (tmp_path / "fields.py").write_text("FIELDS = (1,)\nclass Options:\n    def __init__(self): self.bias = 1.0\n")
+    script = "\n".join(
+        [
+            "import json, torch, network; from coin_export.fisher.identity import module_digest; torch.manual_seed(0)",
+            "net, digests = network.Net(3, 2), []",
+            f"for change in {list(SET.values())}:",
+            "    exec(change, vars(network)); digests.append(module_digest(net))",
+            "print(json.dumps(digests))",
+        ]
+    )
+    command = [sys.executable, "-B", "-c", script]
+    found = json.loads(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout)
+    digests = dict(zip(SET, found, strict=True))
+    assert digests.pop("unused") == digests["as it was"]
+    assert len(set(digests.values())) == len(digests), digests
 
 
 def test_a_helper_in_another_file_decides_too(tmp_path: Path) -> None:
