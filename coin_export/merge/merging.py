@@ -16,7 +16,7 @@ import torch
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.coin import CoinOptions
 from coin_export.errors import ArchitectureError, BuildError, CodeError, NonFiniteError, UserError
-from coin_export.fisher.files import MEANS_KEY, TIED_KEY
+from coin_export.fisher.files import FINGERPRINTED, INPUTS_KEY, MEANS_KEY, TIED_KEY, WEIGHTS_KEY, fingerprint
 from coin_export.merge.checkpoint import DTYPES, Checkpoint, StoredTensor
 from coin_export.merge.rules import Average, Coin, Rule
 from coin_export.merge.writer import Output, writing
@@ -76,7 +76,8 @@ def merge(
         UserError: if there is no thread.
         CodeError: if numbers of checkpoints, coefficients and statistics disagree, or a coefficient is not positive.
         ModelError: if a file cannot be read.
-        ArchitectureError: if the checkpoints' tensors differ, or statistics do not fit them.
+        ArchitectureError: if the checkpoints' tensors differ, or statistics do not fit them, or are of other weights or
+            inputs, as far as their files say of which.
         NonFiniteError: if a merged tensor holds NaN or infinity.
         BuildError: if the target cannot be written. Whatever the error, nothing is left behind.
     """
@@ -88,6 +89,7 @@ def merge(
         models = [stack.enter_context(Checkpoint(path)) for path in checkpoints]
         statistics = [stack.enter_context(Checkpoint(path)) for path in fishers]
         _check_alike(models, statistics)
+        _check_belong(models, statistics)
         jobs = _plan(models, statistics, betas, options)
         try:
             with writing(target, models[0]) as output:
@@ -145,6 +147,36 @@ def _check_alike(models: Sequence[Checkpoint], statistics: Sequence[Checkpoint])
             raise ArchitectureError(f"{fisher.path}: holds other statistics than {statistics[0].path}")
 
 
+def _check_belong(models: Sequence[Checkpoint], statistics: Sequence[Checkpoint]) -> None:
+    """Check that each file of statistics is of the checkpoint in the same place, and all of the same inputs."""
+    inputs: dict[str, Path] = {}
+    for model, fisher in zip(models, statistics, strict=False):
+        told = _told(fisher, WEIGHTS_KEY)
+        here = {name: _fingerprint(model, name) for name in told.keys() & model.tensors.keys()}
+        differing = [name for name, found in here.items() if found != told[name]]
+        if differing:
+            raise ArchitectureError(
+                f"{fisher.path}: the statistics are of other weights than those of {model.path}: {len(differing)} of "
+                f"{len(here)} tensors differ, {min(differing)!r} among them; give statistics in the order of the "
+                "checkpoints, and write them again with `coin-export fisher` after training"
+            )
+        inputs.setdefault(fisher.metadata[0].get(INPUTS_KEY, ""), fisher.path)
+    if len(inputs.keys() - {""}) > 1:
+        first, other, *_ = (path for digest, path in inputs.items() if digest)
+        raise ArchitectureError(
+            f"{other}: the statistics are of other calibration inputs than those of {first}; write all of them with "
+            "the same ones"
+        )
+
+
+def _fingerprint(model: Checkpoint, name: str) -> str:
+    tensor = model.tensors[name]
+    dtype = DTYPES[tensor.dtype]
+    content = bytearray(min(tensor.size, FINGERPRINTED * dtype.itemsize))
+    model.read_into(memoryview(content), tensor, 0)
+    return fingerprint(torch.frombuffer(content, dtype=dtype) if content else torch.empty(0))
+
+
 def _kind(tensor: StoredTensor | None) -> str:
     return "absent" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
@@ -156,7 +188,7 @@ def _plan(
     options: AverageOptions | CoinOptions,
 ) -> list[_Job]:
     rules = _coin_rules(statistics, betas, options) if isinstance(options, CoinOptions) else {}
-    tied = _tied(statistics[0]) if statistics else {}
+    tied = _told(statistics[0], TIED_KEY) if statistics else {}
     jobs = []
     for name, tensor in models[0].tensors.items():
         source = tied.get(name, name)
@@ -206,17 +238,17 @@ def _means(fisher: Checkpoint) -> Mapping[str, float]:
     return means
 
 
-def _tied(fisher: Checkpoint) -> Mapping[str, str]:
-    """Return the further names of tied weights, and under which name the statistics have each."""
+def _told(fisher: Checkpoint, key: str) -> Mapping[str, str]:
+    """Return what the metadata of statistics say of each of some tensors."""
     try:
         return {
-            str(name): str(first)
+            str(name): str(item)
             for metadata in fisher.metadata
-            for name, first in json.loads(metadata.get(TIED_KEY, "{}")).items()
+            for name, item in json.loads(metadata.get(key, "{}")).items()
         }
     except (ValueError, AttributeError, TypeError) as error:
         raise ArchitectureError(
-            f"{fisher.path}: does not say which weights are tied; write it by `coin-export fisher`"
+            f"{fisher.path}: its metadata {key!r} cannot be read; write it by `coin-export fisher`"
         ) from error
 
 

@@ -41,9 +41,10 @@ def write_recipe_statistics(recipe: Recipe, folder: Path) -> dict[str, int]:
             if rank > 0:
                 continue
             path = statistics_path(folder, original.name)
+            tied = {name: one for name, one in first_names(original.module).items() if name != one}
+            weights = dict(original.module.named_parameters())
             try:
-                first = first_names(original.module)
-                write_statistics(fisher, path, {name: one for name, one in first.items() if name != one})
+                write_statistics(fisher, path, tied, weights, loaded.calibration.digest())
             except OSError as error:
                 raise BuildError(f"{path}: cannot be written: {error}; choose another folder") from error
             written[original.name] = fisher.points

@@ -27,6 +27,7 @@ from coin_export.errors import (
 )
 from coin_export.fisher.diagonal import DiagonalFisher, diagonal_fisher
 from coin_export.fisher.files import write_statistics
+from coin_export.fisher.options import FisherOptions
 from coin_export.merge import merge, writer
 from coin_export.merge.checkpoint import Checkpoint
 from coin_export.merge.rules import Average, Coin
@@ -297,6 +298,28 @@ def test_statistics_of_other_models_are_refused(tmp_path: Path) -> None:
     )
     with pytest.raises(ArchitectureError, match=r"fit no tensor of"):
         merge(paths, BETAS, tmp_path / "out.safetensors", fishers=[tmp_path / "f.safetensors"] * 3)
+
+
+def test_statistics_of_other_weights_or_inputs_are_refused(tmp_path: Path) -> None:
+    case = CASES["tied"]
+    originals, points = [case.original(name, seed) for seed, name in enumerate("ab")], case.calibration()
+    states = [{n: t.clone() for n, t in one.module.state_dict().items()} for one in originals]
+    paths = saved(tmp_path, states)
+    fishers = [tmp_path / f"{one.name}.fisher.safetensors" for one in originals]
+    for original, path, inputs in zip(originals, fishers, ("one", "other"), strict=True):
+        weights = dict(original.module.named_parameters())
+        write_statistics(diagonal_fisher(original, points, FisherOptions()), path, None, weights, inputs)
+    with pytest.raises(ArchitectureError, match=r"of other weights .* in the order of the checkpoints"):
+        merge(paths, BETAS[:2], tmp_path / "out.safetensors", fishers=fishers[::-1])
+    with pytest.raises(ArchitectureError, match="of other calibration inputs"):
+        merge(paths, BETAS[:2], tmp_path / "out.safetensors", fishers=fishers)
+    name, weight = next(iter(originals[1].module.named_parameters()))
+    write_statistics(diagonal_fisher(originals[1], points, FisherOptions()), fishers[1], None, {name: weight}, "one")
+    merge(paths, BETAS[:2], tmp_path / "out.safetensors", fishers=fishers)
+    save_file(states[1] | {name: states[1][name] + 1e-3}, paths[1])
+    with pytest.raises(ArchitectureError, match=f"1 of 1 tensors differ, '{name}'"):
+        merge(paths, BETAS[:2], tmp_path / "other.safetensors", fishers=fishers)
+    assert not (tmp_path / "other.safetensors").exists()
 
 
 def test_the_command(tmp_path: Path) -> None:
