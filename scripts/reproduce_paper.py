@@ -31,13 +31,14 @@ from scripts.reproduce.tables import all_tables
 from scripts.reproduce.tasks import Data
 
 STAGES = ("train", "measure", "report")
+RESULTS, PAGE = Path("docs/results"), Path("docs/results.md")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, measure, report."""
     options = _parse(arguments)
     console = Console(width=160)
-    output = options.output or (options.cache / "quick" if options.quick else Path("docs/results"))
+    output = options.output or (options.cache / "quick" if options.quick else RESULTS)
     scale, data = QUICK if options.quick else FULL, Data(options.data_dir, options.cache)
     cells = plan(scale)
     wanted = [cell for cell in cells if cell.method in options.encoders]
@@ -51,15 +52,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         measured = done(cells, data, json.loads(path.read_text("utf-8")) if path.exists() else [])
         missing, records = len(cells) - len(measured), list(chain(*measured))
         lines = ",\n".join(json.dumps(record, allow_nan=False) for record in records)
-        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        part = path.with_suffix(".part")
+        part.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        part.replace(path)  # records of other machines are nowhere else
         command = "python scripts/reproduce_paper.py" + (" --quick" if options.quick else "")
         about = describe() | {"command": command, "cells": len(cells), "cells_missing": missing}
         (output / "reproduce.meta.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         tables = all_tables(records, missing, len(cells))
         for table in tables.values():
             console.print(Markdown(table))
-        if not options.quick:
-            replace_between(options.page, tables)
+        if page := options.page or (PAGE if output == RESULTS and not options.quick else None):
+            replace_between(page, tables)
         draw(records, output)
 
 
@@ -69,7 +72,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="small networks, one seed; leaves the page alone")
     parser.add_argument("--cache", type=Path, default=Path("artifacts/reproduce"), help="originals and finished cells")
     parser.add_argument("--output", type=Path, help="default: docs/results; with --quick, a folder in the cache")
-    parser.add_argument("--page", type=Path, default=Path("docs/results.md"), help="page that shows the tables")
+    parser.add_argument("--page", type=Path, help=f"page that shows the tables; default: {PAGE}, or none with --output")
     parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
     parser.add_argument(
         "--stages",

@@ -24,7 +24,9 @@ _COLOURS: Mapping[str, str] = {
     "regmean_linear": "#e7a1b8",
     "regress": "#1b8a4b",
     "barycenter_cg": "#8c6d31",
+    "auto": "#74c476",
     "distill": "#d98c00",
+    "distill_average": "#c7b299",
     "refine_alike": "#fdae6b",
     "refine": "#d94801",
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from coin_export.encode.auto import AutoOptions
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.barycenter_cg import BarycenterCgOptions
 from coin_export.encode.coin import CoinOptions
@@ -26,7 +27,9 @@ METHODS: Mapping[str, EncoderOptions] = {
     "regmean_linear": RegMeanOptions(layers="linear"),
     "regress": RegressOptions(),
     "barycenter_cg": BarycenterCgOptions(),
+    "auto": AutoOptions(),
     "distill": DistillOptions(),
+    "distill_average": DistillOptions(start="average"),
     ALIKE: DEFAULT_ENCODER,
     DEFAULT: DEFAULT_ENCODER,
 }

@@ -13,7 +13,7 @@ from scripts.reproduce.training import Training
 FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
 CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
-ALL = (*CLOSED_FORMS, "distill", DEFAULT)
+ALL = (*CLOSED_FORMS, "auto", "distill", "distill_average", DEFAULT)
 WITH_ALIKE = (*ALL, ALIKE)
 HASTY = {  # nothing is tried first, the originals are asked once a point, and products are as exact as distillation's
     "starts": ("head",),
@@ -139,7 +139,7 @@ FULL = Scale(
     seeds=3,
     test_points=None,
     sweep=SWEEP,
-    swept=("average", "coin", "regmean", "regress", "distill", DEFAULT),
+    swept=("average", "coin", "regmean", "regmean_linear", "regress", "distill", DEFAULT),
     epochs=(1, 2, 5, 10, 20, 40, 80, 160),
     grid=(
         (500, {"epochs": 80}),

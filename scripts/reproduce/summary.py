@@ -134,7 +134,7 @@ def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> l
     Both have the same code, with equal coefficients.
 
     Args:
-        records: of the study of costs, and any others.
+        records: those of the study of costs count, and any others do not, as these are made in one run.
         setting: of both.
         same_inputs: count those runs of distillation alone that had as many calibration inputs as the default encoder.
     """
@@ -142,7 +142,7 @@ def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> l
     study = where(records, study="cost", setting=setting)
     points = {record["points"] for record in where(study, encoder=ALIKE)}
     for seed in sorted({record["seed"] for record in study}):
-        mine = where(records, setting=setting, seed=seed)
+        mine = where(study, seed=seed)
         alike = [record for record in mine if record["points"] in points]
         default, fresh = reached(alike, ALIKE), reached(alike if same_inputs else mine, "distill")
         if default is not None and fresh is not None:
