@@ -30,8 +30,12 @@ def regressable(module: nn.Module) -> dict[str, Layer]:
 
 
 @contextmanager
-def observed_grams(layers: Mapping[str, Layer]) -> Iterator[dict[str, torch.Tensor]]:
+def observed_grams(layers: Mapping[str, Layer], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
     """Collect Gram matrices of the named layers while the block runs their model.
+
+    Args:
+        layers: by name.
+        dtype: in which a batch is multiplied.
 
     Yields:
         By layer name, a float64 tensor of shape (groups, fan_in, fan_in), summed over all calls. Layers whose forward
@@ -41,7 +45,7 @@ def observed_grams(layers: Mapping[str, Layer]) -> Iterator[dict[str, torch.Tens
 
     def observer(name: str, layer: Layer) -> Any:
         def observe(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-            found = patches(layer, (args[0] if args else kwargs["input"]).detach().float())
+            found = patches(layer, (args[0] if args else kwargs["input"]).detach().to(dtype))
             gram = (found.transpose(1, 2) @ found).double()
             grams[name] = grams[name] + gram if name in grams else gram
 

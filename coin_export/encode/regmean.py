@@ -81,7 +81,9 @@ def _grams(original: Original, calibration: CalibrationInputs, options: RegMeanO
     layers, names = regressable(module), [spec.name for spec in original.signature.outputs]
     if options.layers == "linear":
         layers = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
-    with torch.no_grad(), observed_grams(layers) as grams:
+    # Where nothing is added to the diagonal but the ridge, rounding in float32 would outweigh it.
+    dtype = torch.float64 if options.off_diagonal == 1 else torch.float32
+    with torch.no_grad(), observed_grams(layers, dtype) as grams:
         for start in range(0, len(calibration), options.batch_size):
             answers_of(module, select(inputs, slice(start, start + options.batch_size)), names)
     return grams

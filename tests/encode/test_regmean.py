@@ -107,6 +107,22 @@ def test_linear_models_are_combined_exactly() -> None:
     assert (found.cost.forward_passes, found.cost.backward_passes) == (2 * 60, 0)
 
 
+def test_directions_that_no_point_takes_keep_the_plain_average() -> None:
+    """With fewer points than features the ridge alone decides there, and rounding must not outweigh it."""
+    torch.manual_seed(0)
+    modules = [nn.Sequential(nn.Linear(3, 512), nn.ReLU(), nn.Linear(512, 4)) for _ in range(2)]
+    originals, points = originals_of(*modules), normal_points(40)
+    x = torch.from_numpy(points.arrays["x"])
+    with torch.no_grad():
+        seen = torch.cat([module[:2](x).double() for module in modules])
+    _, values, directions = torch.linalg.svd(seen)
+    unseen = directions[int((values > 1e-6 * values[0]).sum()) :]
+    assert len(unseen) > 400
+    found = encode(originals, [0.5, 0.5], points, PLAIN).state_dict["2.weight"].double()
+    average = torch.stack([module.get_parameter("2.weight").detach().double() for module in modules]).mean(0)
+    torch.testing.assert_close(found @ unseen.T, average @ unseen.T, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_identical_models_stay_that_model(case: str) -> None:
     originals = twins(case)
