@@ -4,7 +4,8 @@
 
 Three networks, Gaussian sign-probe statistics, one thread. The methods take turns within each repeat, and ratios are
 of neighbouring runs, in processor time, so that a busy machine disturbs them little. "fisher" is the whole public call
-with all that it does once; "plain" is one forward and one backward pass for each batch. Peak memory is the growth of
+with all that it does once; "plain" is one forward and one backward pass for each batch. "vmap" is `torch.func` as its
+tutorial has it, and it and BackPACK take the batch size that is fastest for them. Peak memory is the growth of
 the resident set over that of the loaded model and inputs, each run in a process of its own that has seen one batch of
 that size (Linux); the median of three. BackPACK sums
 the same squared gradients (`SumGradSquared`); it knows no attention, so the transformer goes without it.
@@ -22,6 +23,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +34,12 @@ from backpack.extensions import SumGradSquared  # type: ignore[import-untyped]  
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.func import functional_call, grad, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.demo.networks import SmallCnn
 from coin_export.fisher.diagonal import diagonal_fisher
-from coin_export.fisher.general import GeneralPath
 from coin_export.fisher.likelihood import directions
 from coin_export.fisher.options import FisherOptions
 from coin_export.model.signature import Original, infer_signature, to_tensors
@@ -45,6 +48,7 @@ OTHERS = ("vmap", "backpack")
 METHODS = ("plain", "fisher", *OTHERS)
 TARGETS = {"small_cnn": 2.5, "resnet18": 1.5, "transformer": 1.5}  # time over that of the plain pass
 MEMORY_TARGET = 2.0
+BATCH_SIZES = (4, 8, 16, 32, 64, 128)  # that the others choose from
 _MEMORY_REPEATS = 3
 
 
@@ -130,8 +134,7 @@ def prepare(network: str, method: str, points: int, batch_size: int) -> Callable
         warnings.filterwarnings("ignore", "Extension saving to sum_grad_squared does not have an extension")
         extended = extend(module)
         return lambda: _backpack(extended, batches)
-    path = GeneralPath(original, options)
-    return lambda: [path([batch], some) for batch, some in batches]
+    return lambda: _vmap(module, batches)
 
 
 def _plain(module: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
@@ -151,13 +154,48 @@ def _backpack(module: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]
             totals[name] = totals[name] + squares if name in totals else squares
 
 
+def _vmap(module: nn.Module, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    buffers = dict(module.named_buffers())
+
+    def score(weights: dict[str, torch.Tensor], point: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = functional_call(module, (weights, buffers), (point[None],))
+        return (output[0] * vector).sum()
+
+    of_points = vmap(grad(score), in_dims=(None, 0, 0))
+    totals = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    with sdpa_kernel(SDPBackend.MATH):  # the others cannot be batched
+        for batch, vectors in batches:
+            for name, gradients in of_points(parameters, batch, vectors[:, 0]).items():
+                totals[name] += gradients.square().sum(0)
+
+
+def fastest(network: str, method: str, points: int) -> tuple[int, Callable[[], object]]:
+    """Return the batch size that a method is fastest with, and what one run of it does then."""
+    found: list[tuple[float, int, Callable[[], object]]] = []
+    for batch_size in BATCH_SIZES:
+        run = prepare(network, method, points, batch_size)
+        run()
+        start = time.process_time()
+        run()
+        found.append((time.process_time() - start, batch_size, run))
+    _, batch_size, run = min(found, key=itemgetter(0))
+    return batch_size, run
+
+
 def _methods(network: str) -> list[str]:
     return [method for method in METHODS if (network, method) != ("transformer", "backpack")]
 
 
-def measure_times(network: str, points: int, batch_size: int, repeats: int) -> dict[str, list[float]]:
-    """Return seconds of each repeat by method; the first, unmeasured repeat warms up."""
-    runs = {method: prepare(network, method, points, batch_size) for method in _methods(network)}
+def measure_times(
+    network: str, points: int, batch_size: int, repeats: int
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Return seconds of each repeat by method, and the others' batch sizes; the first, unmeasured repeat warms up."""
+    others = {method: fastest(network, method, points) for method in _methods(network) if method in OTHERS}
+    runs = {
+        method: prepare(network, method, points, batch_size) for method in _methods(network) if method not in OTHERS
+    }
+    runs |= {method: run for method, (_, run) in others.items()}
     seconds: dict[str, list[float]] = {method: [] for method in runs}
     for repeat in range(repeats + 1):
         for method, run in runs.items():
@@ -165,7 +203,7 @@ def measure_times(network: str, points: int, batch_size: int, repeats: int) -> d
             run()
             if repeat:
                 seconds[method].append(time.process_time() - start)
-    return seconds
+    return seconds, {method: chosen for method, (chosen, _) in others.items()}
 
 
 def peak_memory(arguments: tuple[str, str, int, int]) -> float:
@@ -189,7 +227,7 @@ def _status(key: str) -> int:
 
 def bench(network: str, points: int, batch_size: int, repeats: int) -> dict[str, Any]:
     """Measure one network."""
-    seconds = measure_times(network, points, batch_size, repeats)
+    seconds, chosen = measure_times(network, points, batch_size, repeats)
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
         arguments = {method: (network, method, points, batch_size) for method in seconds}
         memory = {
@@ -203,6 +241,7 @@ def bench(network: str, points: int, batch_size: int, repeats: int) -> dict[str,
         "parameters": sum(parameter.numel() for parameter in NETWORKS[network][0]().parameters()),
         "points": points,
         "batch_size": batch_size,
+        "others_batch_sizes": chosen,
         "seconds": {method: _spread(values) for method, values in seconds.items()},
         "over_plain": over_plain,
         "over_others": others,
