@@ -14,7 +14,8 @@ from coin_export.encode.batch_norm import BatchNormPolicy
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.selection import ClosedForm, HeldOut, best_closed_forms
+from coin_export.encode.held_out import HeldOut
+from coin_export.encode.selection import ClosedForm, best_closed_forms
 from coin_export.encode.teachers import Teachers
 from coin_export.model.signature import Original
 
@@ -28,8 +29,8 @@ class AutoOptions(BaseModel):
     candidates: tuple[ClosedForm, ...] = Field(
         default=("average", "coin", "head", "regmean", "regress"),
         min_length=1,
-        description="The encoders to try, with their default options; head is the plain average with its last layer "
-        "regressed.",
+        description="The encoders to try, with their default options, coin as where nothing can be tried; head is the "
+        "plain average with its last layer regressed.",
     )
     criterion: CriterionName = Field(
         default="divergence",

@@ -21,7 +21,7 @@ from torch.func import vjp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.coin import START, coin
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.encoding import Encoding
 from coin_export.encode.teachers import Inputs, batches_of, finished_state, points_of, working_copy, working_inputs
@@ -77,7 +77,7 @@ def barycenter_cg(
         CoinExportError: as `coin`.
     """
     meter, passes = CostMeter(), Passes()
-    start = coin(originals, coefficients, calibration, CoinOptions(), cache)
+    start = coin(originals, coefficients, calibration, START, cache)
     passes.add(start.cost)
     models = [working_copy(original, original.module.state_dict()) for original in originals]
     names = _differing(models)

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.average import AverageOptions, average
-from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.coin import START, coin
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion
 from coin_export.encode.distillation import Schedule, fit, train_what_differs
@@ -67,7 +67,7 @@ def distill(
         encoding = (
             average(originals, coefficients, calibration, AverageOptions(), cache)
             if options.start == "average"
-            else coin(originals, coefficients, calibration, CoinOptions(), cache)
+            else coin(originals, coefficients, calibration, START, cache)
         )
         passes.add(encoding.cost)
         module = train_what_differs(working_copy(originals[0], encoding.state_dict), originals)

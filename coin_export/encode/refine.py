@@ -42,7 +42,8 @@ from coin_export.encode.criterion import Criterion, CriterionName
 from coin_export.encode.distillation import OptimizerName, Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding, StateDict
 from coin_export.encode.execution import Precision
-from coin_export.encode.selection import Choice, ClosedForm, HeldOut, best_closed_forms, families_of
+from coin_export.encode.held_out import HeldOut
+from coin_export.encode.selection import Choice, ClosedForm, best_closed_forms, families_of
 from coin_export.encode.spread import spreads
 from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
 from coin_export.model.signature import Original

@@ -23,7 +23,7 @@ from torch import nn
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.affine import AffineKind, calls_of, kind_of, observing
 from coin_export.encode.average import AverageOptions, average
-from coin_export.encode.coin import CoinOptions, coin
+from coin_export.encode.coin import START, coin
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.encoding import Encoding
 from coin_export.encode.teachers import (
@@ -85,7 +85,7 @@ def regress(
     start = (
         average(originals, coefficients, calibration, AverageOptions(), cache)
         if options.start == "average"
-        else coin(originals, coefficients, calibration, CoinOptions(), cache)
+        else coin(originals, coefficients, calibration, START, cache)
     )
     passes.add(start.cost)
     coded = working_copy(originals[0], start.state_dict)

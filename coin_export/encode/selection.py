@@ -14,21 +14,17 @@ import torch
 
 from coin_export.code.linear import LinearCode
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.augmentation import AugmentationOptions, answered, augment, can_augment
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.batch_norm import BatchNormPolicy, estimate_statistics
-from coin_export.encode.coin import CoinOptions, coin
-from coin_export.encode.criterion import Criterion, finite
+from coin_export.encode.coin import START, coin
 from coin_export.encode.encoding import Encoding, StateDict
 from coin_export.encode.folding import Folded, fold
+from coin_export.encode.held_out import HeldOut
 from coin_export.encode.regmean import RegMeanOptions, regmean
 from coin_export.encode.regress import RegressOptions, regress
 from coin_export.encode.teachers import (
     Inputs,
-    Teachers,
-    batches_of,
     finished_state,
-    points_of,
     working_copy,
     working_inputs,
 )
@@ -38,8 +34,6 @@ from coin_export.model.signature import Original
 ClosedForm: TypeAlias = Literal["average", "coin", "regmean", "regress", "head"]
 FAMILIES: Sequence[Sequence[ClosedForm]] = (("average", "coin", "regmean"), ("head",), ("regress",))
 """Barycenters; and those that are fitted to outputs or features on the very calibration inputs, one by one."""
-_BATCH = 256
-_AUGMENTED = 3
 
 _Encode: TypeAlias = Callable[
     [Sequence[Original], Sequence[float], CalibrationInputs, Path | None],
@@ -47,54 +41,13 @@ _Encode: TypeAlias = Callable[
 ]
 _CLOSED_FORMS: Mapping[ClosedForm, _Encode] = {
     "average": lambda models, beta, points, cache: average(models, beta, points, AverageOptions(), cache),
-    "coin": lambda models, beta, points, cache: coin(models, beta, points, CoinOptions(), cache),
+    "coin": lambda models, beta, points, cache: coin(models, beta, points, START, cache),
     "regmean": lambda models, beta, points, cache: regmean(models, beta, points, RegMeanOptions(), cache),
     "regress": lambda models, beta, points, cache: regress(models, beta, points, RegressOptions(), cache),
     "head": lambda models, beta, points, cache: regress(
         models, beta, points, RegressOptions(start="average", layers="head"), cache
     ),
 }
-
-
-class HeldOut:
-    """Held-out inputs with the originals' answers to them, asked once.
-
-    With augmentation, also what it makes of them: three more of each point, so that few points decide less by chance.
-    """
-
-    def __init__(
-        self,
-        teachers: Teachers,
-        criterion: Criterion,
-        points: CalibrationInputs,
-        augmentation: AugmentationOptions | None = None,
-        seed: int = 0,
-    ) -> None:
-        self.teachers = teachers
-        self._criterion = criterion
-        inputs = working_inputs(points)
-        sets: list[Inputs] = [inputs]
-        if augmentation is not None and can_augment(inputs, augmentation):
-            generator = torch.Generator().manual_seed(seed)
-            sets += [augment(inputs, augmentation, generator) for _ in range(_AUGMENTED)]
-        whole, plain = _joined(sets), _joined([inputs] * len(sets))
-        batches = zip(batches_of(whole, _BATCH), batches_of(plain, _BATCH), strict=True)
-        self._batches = [answered(teachers, batch, as_given) for batch, as_given in batches]
-        self.in_nats = criterion.in_nats(self._batches[0][1])
-
-    def error(self, modules: Sequence[torch.nn.Module]) -> float:
-        """Return the criterion for the m coded models over all points; infinity when it is not finite."""
-        total, points = 0.0, 0
-        with torch.no_grad():
-            for inputs, answers in self._batches:
-                count = points_of(inputs)
-                total += count * float(self._criterion(self.teachers.ask(modules, inputs), answers))
-                points += count
-        return finite(total / points)
-
-
-def _joined(sets: Sequence[Inputs]) -> Inputs:
-    return {name: torch.cat([inputs[name] for inputs in sets]) for name in sets[0]}
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.cost import Passes
 from coin_export.encode.criterion import Criterion
 from coin_export.encode.encoding import StateDict
-from coin_export.encode.selection import HeldOut
+from coin_export.encode.held_out import HeldOut
 from coin_export.encode.teachers import Teachers, working_copy
 from coin_export.model.signature import Original, infer_signature
 from tests.reference.networks import CASES

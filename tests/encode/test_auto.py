@@ -5,7 +5,7 @@ from torch import nn
 
 from coin_export.encode.auto import AutoOptions
 from coin_export.encode.average import AverageOptions
-from coin_export.encode.coin import CoinOptions
+from coin_export.encode.coin import START
 from coin_export.encode.registry import EncoderOptions, encode, encode_rows
 from coin_export.encode.regmean import RegMeanOptions
 from coin_export.encode.regress import RegressOptions
@@ -23,7 +23,7 @@ def test_the_candidate_that_decodes_held_out_inputs_best_is_chosen(case: str) ->
     used, held_out = calibration.split(options.held_out, options.seed)
     made: dict[str, EncoderOptions] = {
         "average": AverageOptions(),
-        "coin": CoinOptions(),
+        "coin": START,
         "head": RegressOptions(start="average", layers="head"),
         "regmean": RegMeanOptions(),
         "regress": RegressOptions(),

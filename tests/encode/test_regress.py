@@ -8,7 +8,7 @@ from torch import nn
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.affine import KINDS, kind_of, observing
 from coin_export.encode.average import AverageOptions
-from coin_export.encode.coin import CoinOptions
+from coin_export.encode.coin import START
 from coin_export.encode.encoding import StateDict
 from coin_export.encode.registry import encode
 from coin_export.encode.regress import RegressOptions
@@ -90,7 +90,7 @@ def test_models_whose_features_are_alike_are_combined_exactly(layer: nn.Module) 
 def test_errors_of_earlier_layers_are_made_good() -> None:
     """The combination is linear in the input, so the last layer alone can reach it from any features of full rank."""
     originals, points = deep_linear_originals(3), normal_points()
-    coin = encode(originals, BETA, points, CoinOptions()).state_dict
+    coin = encode(originals, BETA, points, START).state_dict
     found = encode(originals, BETA, points, TIGHT).state_dict
     assert output_error(coin, originals, BETA, points) > 1e-3
     assert output_error(found, originals, BETA, points) < 1e-8
@@ -99,7 +99,7 @@ def test_errors_of_earlier_layers_are_made_good() -> None:
 def test_the_weights_are_those_of_ridge_regression() -> None:
     originals, points = trio("mlp"), normal_points(40)
     options = RegressOptions(ridge=0.1)
-    start = encode(originals, BETA, points, CoinOptions()).state_dict
+    start = encode(originals, BETA, points, START).state_dict
     found = encode(originals, BETA, points, options).state_dict
     module = copy.deepcopy(originals[0].module)
     assert isinstance(module, nn.Sequential)
@@ -145,7 +145,7 @@ def test_a_convolution_with_many_positions_takes_a_part_of_them_whatever_the_bat
 def test_what_fits_better_layer_by_layer_fits_better_at_the_end(case: str) -> None:
     originals, points = trio(case), CASES[case].calibration()
     found = encode(originals, BETA, points, TIGHT)
-    start = encode(originals, BETA, points, CoinOptions()).state_dict
+    start = encode(originals, BETA, points, START).state_dict
     assert found.notes["regressed_layers"] > 0
     assert output_error(found.state_dict, originals, BETA, points) < output_error(start, originals, BETA, points)
 

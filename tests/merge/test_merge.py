@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from coin_export.cli import app
 from coin_export.encode.average import AverageOptions
-from coin_export.encode.coin import CoinOptions
+from coin_export.encode.coin import START, CoinOptions
 from coin_export.encode.registry import encode
 from coin_export.errors import (
     ArchitectureError,
@@ -145,7 +145,7 @@ def test_the_average_of_the_encoder_is_the_average_of_the_merge(tmp_path: Path) 
 def test_tied_weights_are_merged_alike_under_all_names(tmp_path: Path) -> None:
     """Many checkpoints store both; the statistics have the first name only."""
     originals = [CASES["tied"].original(name, seed) for seed, name in enumerate("abc")]
-    options, calibration = CoinOptions(), CASES["tied"].calibration()
+    options, calibration = START, CASES["tied"].calibration()
     paths = saved(tmp_path, [{n: t.clone() for n, t in one.module.state_dict().items()} for one in originals])
     fishers = [tmp_path / f"{original.name}.fisher.safetensors" for original in originals]
     for original, path in zip(originals, fishers, strict=True):
