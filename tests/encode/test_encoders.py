@@ -14,9 +14,11 @@ from torch import nn
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode import registry
 from coin_export.encode.architecture import coded_module
+from coin_export.encode.auto import AutoOptions
 from coin_export.encode.average import AverageOptions
 from coin_export.encode.barycenter_cg import BarycenterCgOptions
 from coin_export.encode.coin import CoinOptions, Normalization
+from coin_export.encode.distill import DistillOptions
 from coin_export.encode.encoding import EncodeCost, Encoding, StateDict
 from coin_export.encode.refine import RefineOptions
 from coin_export.encode.registry import DEFAULT_ENCODER, ENCODERS, EncoderOptions, encode, encode_rows
@@ -115,6 +117,22 @@ def test_the_order_of_the_models_does_not_matter(case: str, options: EncoderOpti
 def test_the_order_of_the_models_does_not_matter_to_closed_forms(options: EncoderOptions) -> None:
     originals, coefficients, calibration = trio(), [0.2, 0.3, 0.5], CASES["mlp"].calibration()
     wanted = encode(originals, coefficients, calibration, options).state_dict
+    for order in permutations(range(3)):
+        found = encode([originals[i] for i in order], [coefficients[i] for i in order], calibration, options).state_dict
+        for name, tensor in found.items():
+            torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [AutoOptions(held_out=0.4), DistillOptions(epochs=5), RefineOptions(budget=80, batch_size=4, held_out=0.4)],
+    ids=lambda options: options.name,
+)
+def test_the_order_of_the_models_does_not_matter_to_those_that_choose_or_learn(options: EncoderOptions) -> None:
+    """But for rounding, of which steps make more."""
+    originals, coefficients, calibration = trio(), [0.2, 0.3, 0.5], CASES["mlp"].calibration()
+    wanted = encode(originals, coefficients, calibration, options).state_dict
+    assert not all(torch.equal(tensor, originals[0].module.state_dict()[name]) for name, tensor in wanted.items())
     for order in permutations(range(3)):
         found = encode([originals[i] for i in order], [coefficients[i] for i in order], calibration, options).state_dict
         for name, tensor in found.items():
