@@ -36,7 +36,7 @@ from coin_export.merge import merge
 COUNT = 4
 SHAPES = [(4096, 4096)] * 7 + [(4096, 1760)]
 TARGET = 0.5
-SLICE_BYTES = 2**18
+SLICE_BYTES = 4 * 2**18  # what a merge takes of a float32 checkpoint at once
 METHODS = {"average": 0, "coin": COUNT}  # files of statistics
 
 
