@@ -13,8 +13,8 @@ from scripts.reproduce.training import Training
 FIRST = "small_cnn mnist+fashion"  # the setting of the sweeps
 PRETRAINING_POINTS = 25_000
 CLOSED_FORMS = ("average", "coin", "coin_undamped", "coin_categorical", "regmean", "regmean_linear", "regress")
-ALL = (*CLOSED_FORMS, "auto", "distill", "distill_average", DEFAULT)
-WITH_ALIKE = (*ALL, ALIKE)
+ALL = (*CLOSED_FORMS, "distill", DEFAULT)
+WITH_OTHERS = (*ALL, "auto", "distill_average", ALIKE)
 HASTY = {  # nothing is tried first, the originals are asked once a point, and products are as exact as distillation's
     "starts": ("head",),
     "learning_rates": (0.04,),
@@ -110,7 +110,7 @@ def _quick(recipe: Recipe) -> Recipe:
 def _pairs(small_cnn: Recipe, resnet: Recipe, few: tuple[int, ...], many: tuple[int, ...]) -> tuple[Setting, ...]:
     """Return the settings of k = 2, with ``few`` calibration inputs for the small CNN and ``many`` for the ResNets."""
     return (
-        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=few, methods=WITH_ALIKE),
+        Setting(FIRST, small_cnn, ("mnist", "fashion-mnist"), points=few, methods=WITH_OTHERS),
         Setting("resnet cifar10+mnist", resnet, ("cifar10", "mnist"), points=many),
         Setting("resnet_bn cifar10+mnist", replace(resnet, network="resnet_bn"), ("cifar10", "mnist"), points=many),
     )
