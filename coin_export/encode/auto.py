@@ -29,8 +29,8 @@ class AutoOptions(BaseModel):
     candidates: tuple[ClosedForm, ...] = Field(
         default=("average", "coin", "head", "regmean", "regress"),
         min_length=1,
-        description="The encoders to try, with their default options, coin as where nothing can be tried; head is the "
-        "plain average with its last layer regressed.",
+        description="The encoders to try, with their default options, coin with a damping of 0.3; head is the plain "
+        "average with its last layer regressed.",
     )
     criterion: CriterionName = Field(
         default="divergence",

@@ -5,15 +5,15 @@
 elementwise, where F_i is the diagonal of the Fisher information of model i under its own predictive distribution,
 averaged over the same calibration inputs for every model, and d damps it toward the plain average.
 
-How Fisher information is best normalised and damped depends on the networks: the plain formula loses a model of which
-it is small. So, unless they are given, a few ways are tried, and that one is kept whose outputs come nearest to the
-combination of the originals' on calibration inputs. No label is needed for that.
+How far to damp depends on the networks. So, unless it is given, a few dampings are tried, and that one is kept whose
+outputs come nearest to the combination of the originals' on calibration inputs. No label is needed for that. Ways to
+normalise cannot be told apart so: the plain formula can have the least error in all and lose a model whose Fisher
+information is small.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,10 +37,9 @@ from coin_export.model.signature import Original
 Normalization = Literal["none", "per_model", "per_tensor"]
 Damping = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-_NORMALIZATIONS: Sequence[Normalization] = ("none", "per_tensor")
 _DAMPINGS = (0.1, 0.3, 1.0)
-_USUAL: tuple[Normalization, float] = ("per_tensor", 0.3)
-_DECIDING = 1_000  # points; with a quarter of them, ways that are nearly as good are confused
+_USUAL = 0.3
+_DECIDING = 1_000  # points
 
 
 class CoinOptions(BaseModel):
@@ -56,25 +55,23 @@ class CoinOptions(BaseModel):
         "normalization. 0 is the plain formula, larger is nearer to the plain average. auto: 0.1, 0.3 or 1, whichever "
         "gives the least output error on calibration inputs.",
     )
-    normalization: Normalization | Literal["auto"] = Field(
-        default="auto",
+    normalization: Normalization = Field(
+        default="per_tensor",
         description="Divide the Fisher values of a model by their mean (per_model), or those of each of its tensors by "
         "theirs (per_tensor); none is the paper's formula, in which a very confident model hardly counts, since its "
-        "Fisher nearly vanishes. auto: none or per_tensor, whichever gives the least output error.",
+        "Fisher nearly vanishes.",
     )
 
-    def ways(self) -> list[tuple[Normalization, float]]:
-        """Return the normalizations and dampings to try."""
-        normalizations = _NORMALIZATIONS if self.normalization == "auto" else (self.normalization,)
-        return list(product(normalizations, _DAMPINGS if self.damping == "auto" else (self.damping,)))
+    def dampings(self) -> Sequence[float]:
+        """Return those to try."""
+        return _DAMPINGS if self.damping == "auto" else (self.damping,)
 
-    def settled(self) -> tuple[Normalization, float]:
-        """Return the normalization and damping to take where nothing can be tried: auto then is per_tensor, and 0.3."""
-        normalization = _USUAL[0] if self.normalization == "auto" else self.normalization
-        return normalization, _USUAL[1] if self.damping == "auto" else self.damping
+    def settled_damping(self) -> float:
+        """Return the damping to take where nothing can be tried: auto then is 0.3."""
+        return _USUAL if self.damping == "auto" else self.damping
 
 
-START = CoinOptions(normalization=_USUAL[0], damping=_USUAL[1])
+START = CoinOptions(damping=_USUAL)
 """As a start of another encoder, which goes on from there."""
 
 
@@ -87,9 +84,9 @@ def coin(
 ) -> Encoding:
     """Combine the originals' weights by COIN; see `Encoder`.
 
-    Where the Fisher values of all originals are zero and so is the damping, the plain average is taken. Of several ways
-    to normalise and damp, the one is kept whose outputs have the least mean squared error on calibration inputs, evenly
-    spaced ones if there are more than 1,000; of equals, the first.
+    Where the Fisher values of all originals are zero and so is the damping, the plain average is taken. Of several
+    dampings, the one is kept whose outputs have the least mean squared error on calibration inputs, evenly spaced ones
+    if there are more than 1,000; of equals, the first.
 
     Raises:
         CoinExportError: as `cached_diagonal_fisher`.
@@ -102,20 +99,25 @@ def coin(
             passes.backward + fisher.backward_passes,
         )
     mean_fisher = {original.name: fisher.mean() for original, fisher in zip(originals, fishers, strict=True)}
-    ways = options.ways()
-    states = (_combined(originals, coefficients, fishers, *way) for way in ways)
-    if len(ways) == 1:
+    dampings = options.dampings()
+    states = (_combined(originals, coefficients, fishers, options.normalization, damping) for damping in dampings)
+    if len(dampings) == 1:
         return Encoding(next(states), meter.cost(passes.forward, passes.backward), {"mean_fisher": mean_fisher})
     spaced = np.unique(np.linspace(0, len(calibration) - 1, _DECIDING).astype(np.intp))
     error = Criterion(LinearCode((tuple(coefficients),)), "error")
     deciding = HeldOut(Teachers(originals, passes), error, calibration.take(spaced))
-    chosen, state_dict, errors = "", {}, {}
-    for (normalization, damping), state in zip(ways, states, strict=True):
-        way = f"{normalization}, {damping:g}"
-        errors[way] = deciding.error([working_copy(originals[0], state)])
-        if not chosen or errors[way] < errors[chosen]:
-            chosen, state_dict = way, state
-    notes = {"mean_fisher": mean_fisher, "chosen": chosen, "output_errors": errors}
+    state_dict: StateDict = {}
+    errors: dict[float, float] = {}
+    for damping, state in zip(dampings, states, strict=True):
+        found = deciding.error([working_copy(originals[0], state)])
+        if not errors or found < min(errors.values()):
+            state_dict = state
+        errors[damping] = found
+    notes = {
+        "mean_fisher": mean_fisher,
+        "damping": min(errors, key=errors.__getitem__),
+        "output_errors": {f"{damping:g}": found for damping, found in errors.items()},
+    }
     return Encoding(state_dict, meter.cost(passes.forward, passes.backward), notes)
 
 

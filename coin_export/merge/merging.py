@@ -68,8 +68,8 @@ def merge(
         checkpoints: two or more; see `Checkpoint`.
         coefficients: a positive number for each; divided by their sum.
         target: the file to write, or the folder if the first checkpoint is sharded.
-        options: `average`, or `coin` with its damping and normalization, of which auto is per_tensor and 0.3, as a
-            merge runs no model to try others; by default ``coin`` if there are statistics.
+        options: `average`, or `coin` with its damping and normalization; a damping of auto is 0.3, as a merge runs no
+            model to try others. By default ``coin`` if there are statistics.
         fishers: for ``coin``, the statistics of each checkpoint as `write_statistics` writes them, by tensor name.
         threads: that read, combine and write.
 
@@ -205,23 +205,22 @@ def _plan(
 
 def _coin_rules(statistics: Sequence[Checkpoint], betas: Sequence[float], options: CoinOptions) -> dict[str, Coin]:
     """Find scales and damping as `coin` does, from the means of the statistics alone."""
-    normalization, damping = options.settled()
     means = [_means(fisher) for fisher in statistics]
     sizes = {name: torch.Size(tensor.shape).numel() for name, tensor in statistics[0].tensors.items()}
     elements = sum(sizes.values())
     wholes = [sum(mean[name] * size for name, size in sizes.items()) / elements for mean in means]
 
     def scale(model: int, name: str) -> float:
-        if normalization == "none":
+        if options.normalization == "none":
             return 1.0
-        mean = wholes[model] if normalization == "per_model" else means[model][name]
+        mean = wholes[model] if options.normalization == "per_model" else means[model][name]
         return 1.0 / mean if mean > 0 else 0.0
 
     scaled = [
         sum(scale(model, name) * means[model][name] * size for name, size in sizes.items()) / elements
         for model in range(len(statistics))
     ]
-    added = damping * sum(beta * mean for beta, mean in zip(betas, scaled, strict=True))
+    added = options.settled_damping() * sum(beta * mean for beta, mean in zip(betas, scaled, strict=True))
     models = range(len(statistics))
     return {name: Coin(tuple(betas), tuple(scale(model, name) for model in models), added) for name in sizes}
 

@@ -33,7 +33,7 @@ from scripts.reproduce.tasks import Data, Part
 Record = dict[str, Any]
 _OUTPUT = "logits"
 _BATCH = 256
-_NOTES = ("start", "learning_rate", "rungs", "held_out_error", "chosen", "iterations", "relative_residual")
+_NOTES = ("start", "learning_rate", "rungs", "held_out_error", "chosen", "damping", "iterations", "relative_residual")
 
 
 @dataclass(frozen=True, eq=False)

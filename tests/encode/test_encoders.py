@@ -2,7 +2,6 @@ import copy
 from collections.abc import Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -281,27 +280,29 @@ def test_the_originals_are_left_as_they_are(options: EncoderOptions) -> None:
         assert all(torch.equal(tensor, state[name]) for name, tensor in original.module.state_dict().items())
 
 
-@pytest.mark.parametrize("given", [{}, {"damping": 0.3}, {"normalization": "per_model"}], ids=str)
-def test_of_several_ways_coin_takes_the_one_of_least_output_error(given: dict[str, Any]) -> None:
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_of_several_dampings_coin_takes_the_one_of_least_output_error(normalization: Normalization) -> None:
     originals, coefficients, calibration = trio(), [0.2, 0.3, 0.5], CASES["mlp"].calibration()
-    ways = CoinOptions(**given).ways()
-    assert len(ways) == {0: 6, "damping": 2, "normalization": 3}[next(iter(given), 0)]
-    errors = {}
-    for normalization, damping in ways:
-        one = CoinOptions(normalization=normalization, damping=damping)
-        errors[f"{normalization}, {damping:g}"] = encode(originals, coefficients, calibration, one).state_dict
-    found = encode(originals, coefficients, calibration, CoinOptions(**given))
-    measured = {way: output_error(state, originals, coefficients, calibration) for way, state in errors.items()}
-    assert found.notes["output_errors"] == pytest.approx(measured, rel=1e-5)
-    assert found.notes["chosen"] == min(measured, key=measured.__getitem__)
-    assert_equal(found.state_dict, errors[found.notes["chosen"]])
+    options = CoinOptions(normalization=normalization)
+    assert options.damping == "auto" and len(options.dampings()) == 3
+    states = {
+        damping: encode(
+            originals, coefficients, calibration, options.model_copy(update={"damping": damping})
+        ).state_dict
+        for damping in options.dampings()
+    }
+    found = encode(originals, coefficients, calibration, options)
+    errors = {damping: output_error(state, originals, coefficients, calibration) for damping, state in states.items()}
+    assert found.notes["output_errors"] == pytest.approx({f"{key:g}": error for key, error in errors.items()}, rel=1e-5)
+    assert found.notes["damping"] == min(errors, key=errors.__getitem__)
+    assert_equal(found.state_dict, states[found.notes["damping"]])
 
 
 def test_costs_are_told() -> None:
     originals, calibration = trio(), CASES["mlp"].calibration()
     average = encode(originals, [0.2, 0.3, 0.5], calibration, AVERAGE).cost
     assert (average.forward_passes, average.backward_passes) == (0, 0)
-    for options, tried in ((CoinOptions(fisher=EXACT, normalization="none", damping=0.3), 0), (CoinOptions(), 3 + 6)):
+    for options, tried in ((CoinOptions(fisher=EXACT, normalization="none", damping=0.3), 0), (CoinOptions(), 3 + 3)):
         coin = encode(originals, [0.2, 0.3, 0.5], calibration, options).cost
         passes = 3 if options.fisher == EXACT else 1
         assert (coin.forward_passes, coin.backward_passes) == (3 * 5 + tried * 5, 3 * 5 * passes)
