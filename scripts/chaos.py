@@ -14,7 +14,7 @@ import asyncio
 import json
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -72,35 +72,60 @@ class Result:
 
 
 class LastAnswers(Observer):
-    """When each server was last asked and last gave an answer, and which count as down."""
+    """What each server was last asked and last gave, and which count as down."""
 
     def __init__(self) -> None:
-        self.asked_at: dict[str, float] = {}
-        self.answered_at: dict[str, float] = {}
-        self.down: set[str] = set()
+        self._begun: dict[str, dict[CallInfo, float]] = defaultdict(dict)  # without end
+        self._failed: dict[str, float] = defaultdict(float)  # when the last call that failed began
+        self._answered: dict[str, float] = defaultdict(float)
+        self._down: set[str] = set()
 
     def in_use(self, address: str, since: float) -> bool:
-        """Tell whether it does not count as down, and has answered since then or was not needed."""
-        needed = self.asked_at.get(address, 0.0) >= since
-        return address not in self.down and (not needed or self.answered_at.get(address, 0.0) >= since)
+        """Tell whether it does not count as down, and has answered since then or was not needed.
+
+        A call that was cancelled, as another server had answered, says neither, and there may be no other for long.
+        """
+        needed = max(self._failed[address], *self._begun[address].values(), 0.0) >= since
+        return address not in self._down and (not needed or self._answered[address] >= since)
+
+    def state(self, address: str) -> str:
+        """Say what is known of it, for a message."""
+        return (
+            f"{'down' if address in self._down else 'not down'}, {len(self._begun[address])} calls under way, "
+            f"the last that failed began at {self._failed[address]:.1f} s, "
+            f"the last answer came at {self._answered[address]:.1f} s"
+        )
 
     def call_begun(self, call: CallInfo) -> Mapping[str, str]:
         """See `Observer`."""
-        self.asked_at[call.server] = time.monotonic()
+        self._begun[call.server][call] = time.monotonic()
         return {}
 
     def call_ended(self, call: CallInfo, end: CallEnd) -> None:
         """See `Observer`."""
-        if end.outcome in (CallOutcome.USED, CallOutcome.WASTED):
-            self.answered_at[call.server] = time.monotonic()
+        if end.outcome is CallOutcome.CANCELLED:
+            del self._begun[call.server][call]
+        elif end.outcome is not CallOutcome.ABANDONED:
+            self._end(call, failed=end.outcome is CallOutcome.FAILED)
+
+    def call_ended_late(self, call: CallInfo, latency_s: float, error: str) -> None:
+        """See `Observer`."""
+        self._end(call, failed=bool(error))
+
+    def _end(self, call: CallInfo, failed: bool) -> None:
+        begun = self._begun[call.server].pop(call)
+        if failed:
+            self._failed[call.server] = max(self._failed[call.server], begun)
+        else:
+            self._answered[call.server] = time.monotonic()
 
     def server_down(self, address: str, reason: str) -> None:
         """See `Observer`."""
-        self.down.add(address)
+        self._down.add(address)
 
     def server_up(self, address: str) -> None:
         """See `Observer`."""
-        self.down.discard(address)
+        self._down.discard(address)
 
 
 class Chaos:
@@ -239,7 +264,10 @@ class Chaos:
             elif self._cluster.has_crashed(name):
                 raise AssertionError(f"server {name} ended by itself: {self._cluster.last_words(name)}")
             if time.monotonic() > back_at + _BACK_WITHIN_S:
-                raise AssertionError(f"server {name} at {address} is back and was not in use within {_BACK_WITHIN_S} s")
+                raise AssertionError(
+                    f"server {name} at {address} is back and was not in use within {_BACK_WITHIN_S} s; "
+                    f"back at {back_at:.1f} s, {self._seen.state(address)}"
+                )
             await asyncio.sleep(0.02)
 
     async def _until_all_are_direct(self) -> int:

@@ -84,7 +84,27 @@ def observing(module: nn.Module, names: set[str], observer: Observer) -> Iterato
 
 
 class _Reached(Exception):  # noqa: N818  # no error
-    """The layer asked for has been called for the last time."""
+    """The layers asked for have been called for the last time."""
+
+
+def observe_calls(
+    module: nn.Module, calls: Mapping[str, int], inputs: Mapping[str, torch.Tensor], observer: Observer
+) -> None:
+    """Tell ``observer`` so many calls of each of the named layers; the forward pass ends at the last of them.
+
+    What follows may write into the tensors that it is told of.
+    """
+    left = dict(calls)
+
+    def observe(name: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        if left.get(name):
+            left[name] -= 1
+            observer(name, given, output)
+            if not any(left.values()):
+                raise _Reached
+
+    with torch.no_grad(), observing(module, set(calls), observe), suppress(_Reached):
+        module(*inputs.values())
 
 
 def calls_of(
@@ -92,15 +112,7 @@ def calls_of(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Run the module up to the last call of a layer; return the inputs and outputs of its calls."""
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-
-    def observe(found: str, given: torch.Tensor, output: torch.Tensor) -> None:
-        if found == name:
-            seen.append((given.clone(), output.clone()))  # what follows may write into them
-            if len(seen) == calls:
-                raise _Reached
-
-    with torch.no_grad(), observing(module, {name}, observe), suppress(_Reached):
-        module(*inputs.values())
+    observe_calls(module, {name: calls}, inputs, lambda _, given, output: seen.append((given.clone(), output.clone())))
     return seen
 
 

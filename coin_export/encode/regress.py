@@ -7,12 +7,16 @@ already set, the layer's weight is moved from the start W_0 (a barycenter) to th
 
 where Y_i is what the same layer gives inside model i on the same calibration inputs. RegMean uses the features that
 each original sees; this uses those that the coded model will see, so that errors of earlier layers are made good.
+
+The coded model has a forward pass for each layer, which ends there. The originals' outputs depend on nothing that
+changes, so they are asked for as many layers at a time as there is memory for.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.encode.affine import AffineKind, calls_of, kind_of, observing
+from coin_export.encode.affine import AffineKind, calls_of, kind_of, observe_calls, observing
 from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import START, coin
 from coin_export.encode.cost import CostMeter, Passes
@@ -40,6 +44,7 @@ from coin_export.model.state import all_equal
 
 # Rows for each feature: enough for least squares, and convolutions have far more positions than they need.
 _ROWS_PER_FEATURE = 40
+_MEMORY = 256 * 2**20  # bytes, for what originals give at several layers
 
 
 class RegressOptions(BaseModel):
@@ -90,8 +95,7 @@ def regress(
     passes.add(start.cost)
     coded = working_copy(originals[0], start.state_dict)
     models = [working_copy(original, original.module.state_dict()) for original in originals]
-    layers = regress_layers(coded, models, coefficients, working_inputs(calibration), options)
-    passes.forward += len(calibration) * (len(models) + 1) * len(layers)
+    layers = regress_layers(coded, models, coefficients, working_inputs(calibration), options, passes)
     notes = {"regressed_layers": len(layers), "start": options.start}
     return Encoding(finished_state(coded, originals[0]), meter.cost(passes.forward, passes.backward), notes)
 
@@ -102,48 +106,84 @@ def regress_layers(
     coefficients: Sequence[float],
     inputs: Inputs,
     options: RegressOptions,
+    passes: Passes,
 ) -> list[str]:
-    """Move the layers of ``coded``, in place, and return their names. The forward pass ends at the layer in turn.
+    """Move the layers of ``coded``, in place, and return their names.
 
     A layer that not all models call alike, such as an expert that some ask about fewer points, stays as it is.
     """
-    batches = batches_of(inputs, options.batch_size)
-    layers = _in_order(coded, models, select(inputs, slice(0, 1)), options.layers == "head")
+    batches, points = batches_of(inputs, options.batch_size), points_of(inputs)
     regressed = []
-    for name, calls in layers.items():
-        layer = coded.get_submodule(name)
-        kind = kind_of(layer)
-        if kind is not None:
-            normal = _normal_equations(kind, name, calls, coded, models, coefficients, batches)
-            if normal is None:
-                continue
-            regressed.append(name)
-            moves = _differs(name, kind.weight, models), _differs(name, kind.bias, models)
-            _move(layer, kind, *normal, options.ridge, *moves)
+    for layers in _together(_in_order(coded, models, inputs, options.layers == "head")):
+        combined = _combined(layers, models, coefficients, batches)
+        passes.forward += points * (len(models) + len(layers))
+        for name, layer in layers.items():
+            normal = _normal_equations(layer, coded, combined.pop(name), batches)
+            if normal is not None:
+                regressed.append(name)
+                moves = _differs(name, layer.kind.weight, models), _differs(name, layer.kind.bias, models)
+                _move(coded.get_submodule(name), layer.kind, *normal, options.ridge, *moves)
     return regressed
 
 
-def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, head: bool) -> dict[str, int]:
-    """Return the layers to regress, in the order in which they are first called, and how often each is called."""
+@dataclass
+class _Layer:
+    """A layer to regress.
+
+    Attributes:
+        name: of the layer.
+        kind: how to see it as an affine map.
+        width: number of features, a column of ones among them.
+        calls: in one forward pass.
+        size: bytes of what it gives in them, as far as it is kept, on all points.
+    """
+
+    name: str
+    kind: AffineKind
+    width: int
+    calls: int = 0
+    size: int = 0
+
+
+def _in_order(coded: nn.Module, models: Sequence[nn.Module], inputs: Inputs, head: bool) -> dict[str, _Layer]:
+    """Return the layers to regress, in the order in which they are first called."""
     uses = Counter(id(parameter) for _, parameter in coded.named_parameters(remove_duplicate=False))
     wanted = {
-        name
+        name: kind
         for name, layer in coded.named_modules()
         if (kind := kind_of(layer)) is not None
         and uses[id(getattr(layer, kind.weight))] == 1
         and (_differs(name, kind.weight, models) or _differs(name, kind.bias, models))
     }
-    calls: Counter[str] = Counter()
+    points = points_of(inputs)
+    layers: dict[str, _Layer] = {}
     outputs: dict[str, torch.Tensor] = {}  # kept, since memory that is freed is used again
 
-    def observe(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
-        calls[name] += 1
+    def observe(name: str, given: torch.Tensor, output: torch.Tensor) -> None:
+        if name not in wanted:
+            return
+        kind, module = wanted[name], coded.get_submodule(name)
+        layer = layers.setdefault(name, _Layer(name, kind, kind.features(module, given).shape[-1] + 1))
+        layer.calls += 1
+        layer.size += 4 * points * _thinned(kind.outputs(module, output), layer.width, points, 0).numel()
         outputs[name] = output
 
-    with torch.no_grad(), observing(coded, wanted, observe):
-        returned = name_outputs(coded(*inputs.values()), None)
+    with torch.no_grad(), observing(coded, set(wanted), observe):
+        returned = name_outputs(coded(*select(inputs, slice(0, 1)).values()), None)
     ends = {_memory(output) for output in returned.values()}
-    return {name: n for name, n in calls.items() if name in wanted and (not head or _memory(outputs[name]) in ends)}
+    return {name: layer for name, layer in layers.items() if not head or _memory(outputs[name]) in ends}
+
+
+def _together(layers: Mapping[str, _Layer]) -> Iterator[dict[str, _Layer]]:
+    """Split layers, in order, into such that fit into memory together; one at least."""
+    group: dict[str, _Layer] = {}
+    for name, layer in layers.items():
+        if group and sum(other.size for other in group.values()) + layer.size > _MEMORY:
+            yield group
+            group = {}
+        group[name] = layer
+    if group:
+        yield group
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -158,52 +198,109 @@ def _differs(layer: str, parameter: str, models: Sequence[nn.Module]) -> bool:
     return bool(tensors) and not all_equal(tensors)
 
 
-def _normal_equations(
-    kind: AffineKind,
-    name: str,
-    calls: int,
-    coded: nn.Module,
+@dataclass(frozen=True, eq=False)
+class _Given:
+    """What a layer gives in one call: the output's shape, and the rows that are kept, (groups, rows, outputs)."""
+
+    shape: torch.Size
+    rows: torch.Tensor
+
+
+def _combined(
+    layers: Mapping[str, _Layer],
     models: Sequence[nn.Module],
     coefficients: Sequence[float],
     batches: Sequence[Inputs],
+) -> dict[str, list[list[_Given] | None]]:
+    """Return, for each layer and batch, the combination of what it gives in the models, call by call.
+
+    None where some model calls the layer with another number of rows, or more seldom.
+    """
+    points = sum(points_of(inputs) for inputs in batches)
+    combined: dict[str, list[list[_Given] | None]] = {name: [] for name in layers}
+    first = 0
+    for inputs in batches:
+        given = [_given(layers, model, inputs, points, first) for model in models]
+        for name, found in combined.items():
+            found.append(_combination(coefficients, [calls[name] for calls in given]))
+        first += points_of(inputs)
+    return combined
+
+
+def _given(
+    layers: Mapping[str, _Layer], model: nn.Module, inputs: Inputs, points: int, first: int
+) -> dict[str, list[_Given]]:
+    """Return what layers give in a model on a batch, call by call."""
+    given: dict[str, list[_Given]] = {name: [] for name in layers}
+
+    def observe(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
+        layer = layers[name]
+        rows = _thinned(layer.kind.outputs(model.get_submodule(name), output), layer.width, points, first)
+        given[name].append(_Given(output.shape, rows.clone()))  # what follows may write into them
+
+    observe_calls(model, {name: layer.calls for name, layer in layers.items()}, inputs, observe)
+    return given
+
+
+def _combination(coefficients: Sequence[float], models: Sequence[Sequence[_Given]]) -> list[_Given] | None:
+    """Combine what models give, call by call; None if they do not call alike."""
+    shapes = [[given.shape for given in calls] for calls in models]
+    if any(own != shapes[0] for own in shapes):
+        return None
+    return [
+        _Given(
+            calls[0].shape,
+            sum((beta * given.rows for beta, given in zip(coefficients, calls, strict=True)), torch.zeros(())),
+        )
+        for calls in zip(*models, strict=True)
+    ]
+
+
+def _normal_equations(
+    layer: _Layer, coded: nn.Module, combined: Sequence[Sequence[_Given] | None], batches: Sequence[Inputs]
 ) -> tuple[torch.Tensor, torch.Tensor, int] | None:
     """Return, in float64, X^T X, X^T (wanted outputs - own outputs) and the number of rows; X ends in a column of ones.
 
     The first two have the shapes (groups, features + 1, features + 1) and (groups, features + 1, outputs). None if in
-    some batch the models call the layer with different numbers of rows, or not equally often.
+    some batch the models do not call the layer alike.
     """
     gram, cross, rows = torch.zeros(()), torch.zeros(()), 0
     points = sum(points_of(inputs) for inputs in batches)
+    module, kind = coded.get_submodule(layer.name), layer.kind
     first = 0
-    for inputs in batches:
-        own = calls_of(coded, name, calls, inputs)
-        teachers = [calls_of(model, name, calls, inputs) for model in models]
-        if any(_shapes(teacher) != _shapes(own) for teacher in teachers):
+    for inputs, wanted in zip(batches, combined, strict=True):
+        own = calls_of(coded, layer.name, layer.calls, inputs)
+        if wanted is None or [given.shape for given in wanted] != [output.shape for _, output in own]:
             return None
-        for call, (seen, output) in enumerate(own):
-            features = kind.features(coded.get_submodule(name), seen)
-            residual = -kind.outputs(coded.get_submodule(name), output)
-            for beta, model, teacher in zip(coefficients, models, teachers, strict=True):
-                residual = residual + beta * kind.outputs(model.get_submodule(name), teacher[call][1])
-            x = _thinned(nn.functional.pad(features, (0, 1), value=1.0), points, first)
+        for (seen, output), due in zip(own, wanted, strict=True):
+            features = nn.functional.pad(kind.features(module, seen), (0, 1), value=1.0)
+            x = _thinned(features, layer.width, points, first)
+            residual = due.rows - _thinned(kind.outputs(module, output), layer.width, points, first)
             gram = gram + (x.transpose(1, 2) @ x).double()
-            cross = cross + (x.transpose(1, 2) @ _thinned(residual, points, first, x.shape[-1])).double()
+            cross = cross + (x.transpose(1, 2) @ residual).double()
             rows += x.shape[1]
         first += points_of(inputs)
     return gram, cross, rows
 
 
-def _shapes(calls: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> list[torch.Size]:
-    return [output.shape for _, output in calls]
+def _kept(positions: int, width: int, points: int) -> int:
+    """Return how many positions of each point to keep for so many features."""
+    return max(1, min(positions, -(-_ROWS_PER_FEATURE * width // points)))
 
 
-def _thinned(rows: torch.Tensor, points: int, first: int, width: int | None = None) -> torch.Tensor:
-    """Keep enough positions of each point and flatten to (groups, rows, width).
+def _thinned(rows: torch.Tensor, width: int, points: int, first: int) -> torch.Tensor:
+    """Keep enough positions of each point for ``width`` features; flatten to (groups, rows, ...).
 
     Which ones depends on the point's index alone, so not on the batch size.
+
+    Args:
+        rows: shape (groups, points here, positions, ...).
+        width: number of features.
+        points: number of all points.
+        first: index of the first one here.
     """
     groups, here, positions, own_width = rows.shape
-    kept = max(1, min(positions, -(-_ROWS_PER_FEATURE * (width or own_width) // points)))
+    kept = _kept(positions, width, points)
     if kept < positions:
         offset = (torch.arange(first, first + here) * 0.6180339887 % 1.0 * positions).long()[:, None]
         index = (offset + torch.arange(kept) * positions // kept) % positions

@@ -50,7 +50,8 @@ def test_costs_are_those_of_all_candidates() -> None:
     """Three points to encode with, two held out; Fisher statistics are computed once."""
     cost = encode(trio("mlp"), BETA, CASES["mlp"].calibration(), AutoOptions(held_out=0.4)).cost
     wanted_on_held_out, candidates, fisher = 3 * 2, 5 * 2, 3 * 3
-    head, regmean, regress = 4 * 3, 3 * 3, 3 * 4 * 3
+    head, regmean = (3 + 1) * 3, 3 * 3
+    regress = (3 + 3) * 3  # each of three originals once for all layers, the coded model for each of three
     forward = wanted_on_held_out + candidates + fisher + head + regmean + regress
     assert (cost.forward_passes, cost.backward_passes) == (forward, fisher)
 

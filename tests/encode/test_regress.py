@@ -126,6 +126,19 @@ def test_the_batch_size_does_not_matter(case: str) -> None:
         assert_close(state, states[0])
 
 
+def test_memory_decides_how_often_the_originals_are_asked_and_not_what_comes_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    originals, points = trio("cnn"), CASES["cnn"].calibration()
+    together = encode(originals, BETA, points, RegressOptions())
+    monkeypatch.setattr("coin_export.encode.regress._MEMORY", 1)
+    one_by_one = encode(originals, BETA, points, RegressOptions())
+    assert same_bytes(one_by_one.state_dict, together.state_dict)
+    layers = together.notes["regressed_layers"]
+    saved = one_by_one.cost.forward_passes - together.cost.forward_passes
+    assert layers > 1 and saved == (layers - 1) * len(originals) * len(points)
+
+
 def assert_close(found: StateDict, wanted: StateDict) -> None:
     for name, tensor in found.items():
         torch.testing.assert_close(tensor, wanted[name], rtol=1e-3, atol=1e-4)
