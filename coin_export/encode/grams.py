@@ -29,8 +29,39 @@ def regressable(module: nn.Module) -> dict[str, Layer]:
     }
 
 
+class GramSum:
+    """Sum over rows (x, y) of x^T (x, y), in float64, for rows that come in parts.
+
+    Parts are kept until they have as many rows as the sum has: adding up large matrices takes longer than multiplying.
+
+    Args:
+        width: of x.
+    """
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._parts: list[torch.Tensor] = []
+        self._sum = torch.zeros((), dtype=torch.float64)
+
+    def add(self, rows: torch.Tensor) -> None:
+        """Add rows, shape (groups, rows, width of x and y together)."""
+        self._parts.append(rows)
+        if sum(part.shape[1] for part in self._parts) >= self._width:
+            self._sum = self.total()
+            self._parts = []
+        else:
+            self._parts[-1] = rows.clone()  # what follows may write into them
+
+    def total(self) -> torch.Tensor:
+        """Return the sum, shape (groups, width, width of x and y together)."""
+        if not self._parts:
+            return self._sum
+        rows = torch.cat(self._parts, 1)
+        return self._sum + (rows[..., : self._width].transpose(1, 2) @ rows).double()
+
+
 @contextmanager
-def observed_grams(layers: Mapping[str, Layer], dtype: torch.dtype) -> Iterator[dict[str, torch.Tensor]]:
+def observed_grams(layers: Mapping[str, Layer], dtype: torch.dtype) -> Iterator[dict[str, GramSum]]:
     """Collect Gram matrices of the named layers while the block runs their model.
 
     Args:
@@ -38,16 +69,15 @@ def observed_grams(layers: Mapping[str, Layer], dtype: torch.dtype) -> Iterator[
         dtype: in which a batch is multiplied.
 
     Yields:
-        By layer name, a float64 tensor of shape (groups, fan_in, fan_in), summed over all calls. Layers whose forward
-        is not called are absent.
+        By layer name, sums of shape (groups, fan_in, fan_in) over all calls. Layers whose forward is not called are
+        absent.
     """
-    grams: dict[str, torch.Tensor] = {}
+    grams: dict[str, GramSum] = {}
 
     def observer(name: str, layer: Layer) -> Any:
         def observe(_: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
             found = patches(layer, (args[0] if args else kwargs["input"]).detach().to(dtype))
-            gram = (found.transpose(1, 2) @ found).double()
-            grams[name] = grams[name] + gram if name in grams else gram
+            grams.setdefault(name, GramSum(found.shape[-1])).add(found)
 
         return observe
 

@@ -86,7 +86,7 @@ def _grams(original: Original, calibration: CalibrationInputs, options: RegMeanO
     with torch.no_grad(), observed_grams(layers, dtype) as grams:
         for start in range(0, len(calibration), options.batch_size):
             answers_of(module, select(inputs, slice(start, start + options.batch_size)), names)
-    return grams
+    return {name: gram.total() for name, gram in grams.items()}
 
 
 def _shrunk(gram: torch.Tensor, off_diagonal: float) -> torch.Tensor:

@@ -30,6 +30,7 @@ from coin_export.encode.average import AverageOptions, average
 from coin_export.encode.coin import START, coin
 from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.encoding import Encoding
+from coin_export.encode.grams import GramSum
 from coin_export.encode.teachers import (
     Inputs,
     batches_of,
@@ -264,7 +265,7 @@ def _normal_equations(
     The first two have the shapes (groups, features + 1, features + 1) and (groups, features + 1, outputs). None if in
     some batch the models do not call the layer alike.
     """
-    gram, cross, rows = torch.zeros(()), torch.zeros(()), 0
+    grams, rows = GramSum(layer.width), 0
     points = sum(points_of(inputs) for inputs in batches)
     module, kind = coded.get_submodule(layer.name), layer.kind
     first = 0
@@ -273,14 +274,14 @@ def _normal_equations(
         if wanted is None or [given.shape for given in wanted] != [output.shape for _, output in own]:
             return None
         for (seen, output), due in zip(own, wanted, strict=True):
-            features = nn.functional.pad(kind.features(module, seen), (0, 1), value=1.0)
-            x = _thinned(features, layer.width, points, first)
+            features = _thinned(kind.features(module, seen), layer.width, points, first)
+            x = nn.functional.pad(features, (0, 1), value=1.0)
             residual = due.rows - _thinned(kind.outputs(module, output), layer.width, points, first)
-            gram = gram + (x.transpose(1, 2) @ x).double()
-            cross = cross + (x.transpose(1, 2) @ residual).double()
+            grams.add(torch.cat([x, residual], -1))
             rows += x.shape[1]
         first += points_of(inputs)
-    return gram, cross, rows
+    total = grams.total()
+    return total[..., : layer.width], total[..., layer.width :], rows
 
 
 def _kept(positions: int, width: int, points: int) -> int:
