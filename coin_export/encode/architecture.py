@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from coin_export.errors import ArchitectureError, ModelError
+from coin_export.model.copying import copied
 from coin_export.model.signature import Original, TensorSpec
 from coin_export.model.state import check_finite, first_names
 
@@ -65,13 +65,7 @@ def coded_module(original: torch.nn.Module, state_dict: Mapping[str, torch.Tenso
     Raises:
         ModelError: if the weights do not fit the module exactly, or it cannot be copied.
     """
-    try:
-        module = copy.deepcopy(original)
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(
-            f"a {type(original).__name__} cannot be copied: {error}; if its weights are normalised by torch.nn.utils."
-            "weight_norm or spectral_norm, use those of torch.nn.utils.parametrizations"
-        ) from error
+    module = copied(original)
     try:
         module.load_state_dict(state_dict)
     except RuntimeError as error:

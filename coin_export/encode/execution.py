@@ -9,7 +9,6 @@ coded models runs as the originals do.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -17,6 +16,7 @@ from typing import Literal, TypeAlias
 import torch
 
 from coin_export.errors import CoinExportError
+from coin_export.model.copying import copied
 from coin_export.model.signature import FORWARD_ERRORS, call
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16"]
@@ -50,7 +50,7 @@ class Execution:
         if not layers:
             return module
         moved = {id(tensor) for layer in layers for tensor in _tensors(layer)}
-        laid_out = copy.deepcopy(module, {id(tensor): tensor for tensor in _tensors(module) if id(tensor) not in moved})
+        laid_out = copied(module, [tensor for tensor in _tensors(module) if id(tensor) not in moved])
         self.lay_out(laid_out)
         return laid_out
 
@@ -123,7 +123,7 @@ def _suits(
                     _near(found[name], expected[name], _TOLERANCES[execution.bfloat16]) for name in output_names
                 ):
                     return False
-        fitted = copy.deepcopy(modules[0])
+        fitted = copied(modules[0])
         execution.lay_out(fitted)
         for parameter in fitted.parameters():
             parameter.requires_grad_(parameter.is_floating_point())

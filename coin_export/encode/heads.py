@@ -8,13 +8,13 @@ own classes. The originals themselves are exported as they are.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 
 import torch
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.errors import ArchitectureError
+from coin_export.model.copying import copied
 from coin_export.model.signature import Original, Signature, call, infer_signature, to_tensors
 
 _POINTS = 2
@@ -80,7 +80,7 @@ def _padded(original: Original, widest: Original, calibration: CalibrationInputs
     """Load an original's weights, followed by rows of zeros, into a copy of the widest module."""
     if _shapes(original) == _shapes(widest):
         return original
-    module = copy.deepcopy(widest.module)
+    module = copied(widest.module)
     state = original.module.state_dict()
     with torch.no_grad():
         module.load_state_dict({name: _rows_added(state[name], like) for name, like in module.state_dict().items()})

@@ -17,6 +17,7 @@ from coin_export.encode.criterion import Answers
 from coin_export.encode.encoding import StateDict
 from coin_export.encode.execution import EXACT, Execution, Precision, fastest
 from coin_export.errors import CoinExportError, ModelError
+from coin_export.model.copying import copied
 from coin_export.model.signature import FORWARD_ERRORS, Original, dtype_hint, to_tensors
 from coin_export.model.state import first_names
 
@@ -129,7 +130,7 @@ def batches_of(inputs: Inputs, size: int) -> list[dict[str, torch.Tensor]]:
 def _widened_module(module: torch.nn.Module) -> torch.nn.Module:
     """Return a float32 copy of a module with half-precision weights, any other module itself."""
     if any(tensor.dtype in _HALF for tensor in module.state_dict().values()):
-        return copy.deepcopy(module).float()
+        return copied(module).float()
     return module
 
 

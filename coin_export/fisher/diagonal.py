@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -19,6 +19,7 @@ from coin_export.fisher.general import Squares
 from coin_export.fisher.likelihood import directions, passes
 from coin_export.fisher.options import FisherOptions
 from coin_export.fisher.verified import VerifiedPath
+from coin_export.model.copying import sharing_copy
 from coin_export.model.functional import check_differentiable
 from coin_export.model.signature import FORWARD_ERRORS, Original, dtype_hint, to_tensors
 
@@ -70,7 +71,7 @@ def summed_squares(original: Original, calibration: CalibrationInputs, options: 
     """
     _check(original, calibration)
     width = _width(original)
-    path = VerifiedPath(original, options)
+    path = VerifiedPath(replace(original, module=sharing_copy(original.module)), options)
     totals: Squares = {}
     try:
         for points in _batches(part, options):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from coin_export.datasets.sources import collect_batches, read_arrays, select_in
 from coin_export.encode.architecture import check_same_architecture
 from coin_export.encode.heads import pad_heads
 from coin_export.errors import CalibrationError, ModelError, NonFiniteError
+from coin_export.model.copying import copied, sharing_copy
 from coin_export.model.loading import import_object, load_module
 from coin_export.model.signature import Original, infer_signature
 from coin_export.recipe import ModelRecipe, Recipe, is_import_path
@@ -104,7 +104,7 @@ def _load_model(key: str, model: ModelRecipe) -> torch.nn.Module:
 def sign_models(
     models: Mapping[str, torch.nn.Module], calibration: CalibrationInputs, outputs: Sequence[str] | None
 ) -> list[Original]:
-    """Find the models' signatures on the calibration inputs.
+    """Find the models' signatures on the calibration inputs; work is done on copies that share the models' weights.
 
     Models with bfloat16 weights are widened to float32, since Triton's ONNX Runtime backend takes no bfloat16; so are
     they exported. All other weights, float16 too, keep their dtype.
@@ -112,13 +112,13 @@ def sign_models(
     Raises:
         ModelError: if a forward pass fails.
     """
-    taken = {name: _without_bfloat16(module.eval()) for name, module in models.items()}
+    taken = {name: _without_bfloat16(sharing_copy(module).eval()) for name, module in models.items()}
     return [Original(name, module, infer_signature(module, calibration, outputs)) for name, module in taken.items()]
 
 
 def _without_bfloat16(module: torch.nn.Module) -> torch.nn.Module:
     if any(tensor.dtype == torch.bfloat16 for tensor in module.state_dict().values()):
-        return copy.deepcopy(module).float()
+        return copied(module).float()
     return module
 
 

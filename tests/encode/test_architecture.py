@@ -132,14 +132,6 @@ def test_what_is_no_tensor_in_a_state_dict_is_refused() -> None:
         check_same_architecture([signed(name, WithExtraState(3, 2)) for name in "ab"])
 
 
-@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-def test_a_module_that_cannot_be_copied_is_refused() -> None:
-    module = nn.utils.weight_norm(nn.Linear(3, 2))
-    module(torch.ones(1, 3))
-    with pytest.raises(ModelError, match=r"a Linear cannot be copied: .*utils\.parametrizations"):
-        coded_module(module, {})
-
-
 def test_a_coded_module_is_a_copy_with_other_weights() -> None:
     original = MLP.original()
     before = copy.deepcopy(original.module.state_dict())

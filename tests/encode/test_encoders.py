@@ -27,7 +27,8 @@ from coin_export.errors import ArchitectureError, CodeError, NonFiniteError
 from coin_export.fisher.diagonal import diagonal_fisher
 from coin_export.fisher.options import FisherOptions
 from coin_export.model.signature import Original, infer_signature
-from tests.encode.cases import output_error
+from tests.encode.cases import originals_of, output_error
+from tests.encode.quick import QUICK
 from tests.reference.networks import CASES
 
 EXACT = FisherOptions(estimate="exact")
@@ -381,3 +382,33 @@ def test_options_are_chosen_by_name() -> None:
 def test_senseless_options_are_refused(values: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Holder.model_validate({"encoder": values})
+
+
+class Keeping(nn.Module):
+    """Keeps its last activation; a raw parameter has it take the general path of the Fisher statistics, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.scale = nn.Linear(3, 4), nn.Parameter(torch.ones(4))
+        self.head = nn.Linear(4, 2)
+        self.last: torch.Tensor | None = None
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = torch.tanh(self.scale * self.layer(x))
+        out: torch.Tensor = self.head(self.last)
+        return out
+
+
+@pytest.mark.parametrize("options", QUICK.values(), ids=QUICK)
+def test_models_that_keep_an_activation_are_coded_and_can_still_be_copied_and_used(options: EncoderOptions) -> None:
+    points = CASES["mlp"].calibration()
+    modules = [Keeping() for _ in "ab"]
+    for module in modules:
+        module(torch.ones(1, 3)).sum().backward()
+    encode(originals_of(*modules), [0.5, 0.5], points, options)
+    for module in modules:
+        assert module.last is not None and module.last.numpy().shape[1] == 4
+        copy.deepcopy(module)

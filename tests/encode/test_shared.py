@@ -9,30 +9,11 @@ from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.architecture import coded_module
-from coin_export.encode.auto import AutoOptions
-from coin_export.encode.average import AverageOptions
-from coin_export.encode.barycenter_cg import BarycenterCgOptions
-from coin_export.encode.coin import CoinOptions
-from coin_export.encode.distill import DistillOptions
-from coin_export.encode.refine import RefineOptions
-from coin_export.encode.registry import ENCODERS, EncoderOptions, encode
-from coin_export.encode.regmean import RegMeanOptions
-from coin_export.encode.regress import RegressOptions
+from coin_export.encode.registry import ENCODERS, encode
 from coin_export.model.state import first_names
 from tests.encode.cases import normal_points, originals_of
+from tests.encode.quick import QUICK
 
-QUICK: dict[str, EncoderOptions] = {
-    "average": AverageOptions(),
-    "coin": CoinOptions(),
-    "coin undamped": CoinOptions(damping=0),
-    "regmean": RegMeanOptions(),
-    "regress": RegressOptions(),
-    "barycenter_cg": BarycenterCgOptions(iterations=3),
-    "auto": AutoOptions(),
-    "distill": DistillOptions(epochs=2),
-    "distill from coin": DistillOptions(epochs=2, start="coin"),
-    "refine": RefineOptions(budget=512, trial_steps=2),
-}
 IMAGES = normal_points(20, 2, 5, 5)
 
 
