@@ -43,9 +43,14 @@ class AffineKind:
 
 
 def kind_of(layer: nn.Module) -> AffineKind | None:
-    """Return how to see a layer as an affine map of features; None where that is not known, as for a subclass."""
+    """Return how to see a layer as an affine map of features; None where that is not known, as for a subclass.
+
+    BatchNorm without running statistics is none, as it is another map for every batch.
+    """
     kind = KINDS.get(type(layer))
-    return None if kind is None or getattr(layer, kind.weight) is None else kind
+    if kind is None or getattr(layer, kind.weight) is None or (kind is _BATCH_NORM and layer.running_mean is None):
+        return None
+    return kind
 
 
 @contextmanager

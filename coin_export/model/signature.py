@@ -93,17 +93,19 @@ def name_outputs(returned: object, output_names: Sequence[str] | None) -> dict[s
 def infer_signature(
     module: torch.nn.Module, calibration: CalibrationInputs, output_names: Sequence[str] | None = None
 ) -> Signature:
-    """Run one small batch through ``module`` and read its signature.
+    """Run one small batch through ``module``, twice, and read its signature.
 
     Raises:
-        ModelError: if the forward pass fails on these inputs or writes into one, or an output lacks the batch
-            dimension or is not floating point.
+        ModelError: if the forward pass fails on these inputs or writes into one, an output lacks the batch dimension or
+            is not floating point, or the second answer is another.
     """
     inputs = {name: tensor.clone() for name, tensor in to_tensors(calibration.take(slice(0, 2)).arrays).items()}
     shapes = {name: tuple(tensor.shape[1:]) for name, tensor in inputs.items()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
             returned = module(*inputs.values())
+            before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+            again = module(*inputs.values())
     except FORWARD_ERRORS as error:
         raise ModelError(
             f"the model cannot be run on the calibration inputs {shapes}: {error}; "
@@ -115,7 +117,19 @@ def infer_signature(
             f"forward writes into its input {', '.join(map(repr, written))}, which others are asked too; "
             "let it copy the input first, or use operations that are not in place"
         )
+    changed = [name for name, tensor in module.named_buffers() if not _same(tensor, before.get(name))]
+    if changed:
+        raise ModelError(
+            f"forward changes {', '.join(changed)} of a model in eval mode, so no two answers are alike; "
+            "let it change buffers only where self.training is true"
+        )
     outputs = name_outputs(returned, output_names)
+    for name, tensor in name_outputs(again, output_names).items():
+        if not _same(tensor, outputs.get(name)):
+            raise ModelError(
+                f"output {name!r} is another when the same points are asked again; an answer must depend on the inputs "
+                "alone, so leave out what is random, such as dropout in eval mode"
+            )
     points = next(iter(inputs.values())).shape[0]
     for name, tensor in outputs.items():
         if tensor.ndim < 2 or tensor.shape[0] != points or not tensor.is_floating_point():
@@ -124,6 +138,13 @@ def infer_signature(
                 "an output must be floating point, of shape (points, ...)"
             )
     return Signature(_specs(inputs), _specs(outputs))
+
+
+def _same(found: torch.Tensor, before: torch.Tensor | None) -> bool:
+    """Say whether a tensor is what it was, but for rounding."""
+    if before is None or found.shape != before.shape:
+        return False
+    return torch.allclose(found, before, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _specs(tensors: Mapping[str, torch.Tensor]) -> tuple[TensorSpec, ...]:

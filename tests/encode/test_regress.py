@@ -73,6 +73,7 @@ def test_subclasses_and_layers_without_weights_are_not_taken_for_affine() -> Non
 
     assert kind_of(Doubled(3, 2)) is None
     assert kind_of(nn.LayerNorm(3, elementwise_affine=False)) is None
+    assert kind_of(nn.BatchNorm1d(3, track_running_stats=False)) is None
     assert kind_of(nn.ReLU()) is None
 
 

@@ -35,3 +35,43 @@ def test_arrays_of_any_layout_become_tensors(array: Array) -> None:
 def test_what_is_no_number_is_refused() -> None:
     with pytest.raises(CalibrationError, match="input 'x' holds <U1; it must hold numbers"):
         CalibrationInputs({"x": np.array(["a", "b"])})
+
+
+def points() -> CalibrationInputs:
+    return CalibrationInputs({"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)})
+
+
+class Noisy(nn.Linear):
+    """Drops features in eval mode, too, for several samples of an answer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.dropout(x, 0.5, training=True))
+
+
+def test_a_model_that_draws_its_answers_is_refused_and_draws_none_of_the_users_numbers() -> None:
+    module = Noisy(3, 8).eval()
+    before = torch.get_rng_state()
+    with pytest.raises(ModelError, match="output 'output' is another when the same points are asked again"):
+        infer_signature(module, points())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Counting(nn.Linear):
+    """Counts its calls, or only whether there was one, as a table that is made when first needed."""
+
+    def __init__(self, always: bool) -> None:
+        super().__init__(3, 2)
+        self.always = always
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = self.get_buffer("count")
+        if self.always or count == 0:
+            count += 1
+        return super().forward(x)
+
+
+def test_a_model_that_changes_its_buffers_for_ever_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"forward changes count of a model in eval mode.*self\.training"):
+        infer_signature(Counting(always=True).eval(), points())
+    infer_signature(Counting(always=False).eval(), points())
