@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from coin_export.encode.encoding import StateDict
+from coin_export.encode.spectral import renew_singular_vectors
 from coin_export.model.signature import Original
 from coin_export.model.state import all_equal, first_names
 
@@ -26,7 +27,8 @@ def barycenter(
     """Combine the originals.
 
     - Floating-point parameters: the weighted mean above, with W_i = 1 when ``precisions`` is None.
-    - Floating-point buffers, such as BatchNorm's running statistics: the plain mean, sum_i beta_i b_i.
+    - Floating-point buffers, such as BatchNorm's running statistics: the plain mean, sum_i beta_i b_i; but for the
+      vectors of spectral norms, see `renew_singular_vectors`.
     - Other tensors, such as BatchNorm's batch counter: those of the first original; see `taken_from_first`.
     - Tensors that are equal in all originals: unchanged, without rounding.
     - Tied weights: computed once, and one tensor under all their names.
@@ -58,6 +60,7 @@ def barycenter(
         else:
             weights = precisions(source) if precisions is not None and source in parameters else None
             combined[name] = _mean(tensors, coefficients, weights)
+    renew_singular_vectors(originals, combined)
     return combined
 
 
