@@ -15,6 +15,7 @@ from google.protobuf.message import EncodeError
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.errors import ExportError, ModelError
 from coin_export.export.dtypes import BY_TORCH
+from coin_export.export.naming import name_interface, provisional_names
 from coin_export.export.onnx_file import GraphTensor, check_model_versions, default_opset, read_interface
 from coin_export.export.options import ExportOptions
 from coin_export.export.portable import BATCH, make_portable
@@ -53,6 +54,7 @@ def export_onnx(
     _check_size(module)
     program = _capture(module, signature, calibration)
     model = _convert(program, signature, options)
+    name_interface(model, [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs])
     make_portable(model)
     model.ir_version = options.ir_version
     _check(model, signature, options)
@@ -120,8 +122,8 @@ def _convert(program: torch.export.ExportedProgram, signature: Signature, option
                 program,
                 dynamo=True,
                 opset_version=options.opset,
-                input_names=[spec.name for spec in signature.inputs],
-                output_names=[spec.name for spec in signature.outputs],
+                input_names=provisional_names("input", len(signature.inputs)),
+                output_names=provisional_names("output", len(signature.outputs)),
                 external_data=False,
                 verbose=False,
             )

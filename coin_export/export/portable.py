@@ -20,12 +20,12 @@ def make_portable(model: onnx.ModelProto) -> None:
     model.doc_string = ""
     del model.metadata_props[:]
     del model.graph.value_info[:]
-    for graph in (model.graph, *_subgraphs(model.graph.node)):
+    for graph in (model.graph, *subgraphs(model.graph.node)):
         _clear(graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer)
         _clear(*graph.node)
     for function in model.functions:
         _clear(function, *function.value_info, *function.node)
-        for graph in _subgraphs(function.node):
+        for graph in subgraphs(function.node):
             _clear(graph, *graph.input, *graph.output, *graph.value_info, *graph.initializer, *graph.node)
     _name_batch(model.graph)
 
@@ -38,12 +38,13 @@ def _clear(
         del item.metadata_props[:]
 
 
-def _subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+def subgraphs(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
+    """Yield all graphs inside nodes, such as the branches of an ``If``."""
     for node in nodes:
         for attribute in node.attribute:
             for graph in (attribute.g, *attribute.graphs) if attribute.HasField("g") else attribute.graphs:
                 yield graph
-                yield from _subgraphs(graph.node)
+                yield from subgraphs(graph.node)
 
 
 def _name_batch(graph: onnx.GraphProto) -> None:

@@ -124,6 +124,8 @@ def infer_signature(
             "let it change buffers only where self.training is true"
         )
     outputs = name_outputs(returned, output_names)
+    if both := inputs.keys() & outputs.keys():
+        raise ModelError(f"{', '.join(sorted(both))} names an input and an output; give outputs names of their own")
     for name, tensor in name_outputs(again, output_names).items():
         if not _same(tensor, outputs.get(name)):
             raise ModelError(

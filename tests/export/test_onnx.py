@@ -135,6 +135,37 @@ export_onnx(module, signature, calibration, Path("elsewhere.onnx"), ExportOption
         assert trace.encode() not in content, trace
 
 
+@pytest.mark.parametrize(
+    ("inputs", "outputs"),
+    [
+        (("cat", "relu"), ("mean", "linear")),
+        (("linear", "model.layer.weight"), ("val_0", "relu")),
+        (("input.1", "input.0"), ("output.1", "output.0")),
+    ],
+)
+def test_names_may_be_those_of_operators_and_weights(
+    inputs: tuple[str, str], outputs: tuple[str, str], tmp_path: Path
+) -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 3)
+
+        def forward(self, left: torch.Tensor, right: torch.Tensor) -> dict[str, torch.Tensor]:
+            hidden = torch.relu(self.layer(torch.cat([left, right], 1)))
+            branched = torch.cond(
+                right.sum() > 0, lambda x: torch.relu(x) + 1, lambda x: x.mean(1, keepdim=True) - x, (hidden,)
+            )
+            return dict(zip(outputs, (hidden.mean(1, keepdim=True), branched), strict=True))
+
+    module, calibration, signature = case(Named(), **{name: normal(5, 4) for name in inputs})
+    export_onnx(module, signature, calibration, tmp_path / "model.onnx", DEFAULTS)
+    interface = read_interface(load_model(tmp_path / "model.onnx"))
+    assert tuple(item.name for item in interface.inputs) == inputs
+    assert tuple(item.name for item in interface.outputs) == outputs
+    compare(tmp_path / "model.onnx", module, signature, calibration, DEFAULTS)
+
+
 def test_nothing_of_the_making_is_left_in_subgraphs_either(tmp_path: Path) -> None:
     function = Applied(lambda x: torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,)))
     module, calibration, signature = case(function, x=normal(5, 4))

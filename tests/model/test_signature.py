@@ -41,6 +41,11 @@ def points() -> CalibrationInputs:
     return CalibrationInputs({"x": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)})
 
 
+def test_an_output_with_the_name_of_an_input_is_refused() -> None:
+    with pytest.raises(ModelError, match="x names an input and an output; give outputs names of their own"):
+        infer_signature(nn.Linear(3, 2).eval(), points(), ["x"])
+
+
 class Noisy(nn.Linear):
     """Drops features in eval mode, too, for several samples of an answer."""
 
