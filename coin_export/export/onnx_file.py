@@ -129,7 +129,9 @@ def load_session(path: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its exceptions have no common base but this
-        raise ExportError(f"{path}: ONNX Runtime cannot load it: {error}") from error
+        lacking = "NOT_IMPLEMENTED" in str(error)
+        hint = "; it lacks this operation for numbers of this kind, so try float32" if lacking else ""
+        raise ExportError(f"{path}: ONNX Runtime cannot load it: {error}{hint}") from error
 
 
 def _tensor(item: onnx.ValueInfoProto) -> GraphTensor:

@@ -23,11 +23,11 @@ from coin_export.encode.encoding import EncodeCost, Encoding, plain_notes
 from coin_export.encode.registry import encode_rows, fitting
 from coin_export.errors import ModelError
 from coin_export.evaluate.report import group_json
-from coin_export.export.onnx import export_onnx
-from coin_export.export.verify import OnnxCheck, compare, file_digest
+from coin_export.export.verify import OnnxCheck, file_digest
 from coin_export.model.signature import Original, Signature
 from coin_export.pipeline.coding import code_of
 from coin_export.pipeline.evaluation import measure_files
+from coin_export.pipeline.exporting import compare_all, export_all
 from coin_export.pipeline.loading import Labelled, combinable, load, plain_attention, sign_models
 from coin_export.recipe import BuildOptions, Recipe
 from coin_export.repository.config import triton_tensors
@@ -160,15 +160,16 @@ def _build(
         code = code_of(options.code, options.encoder, padded, calibration)
     if warning := noise_warning(code, members):
         _LOGGER.warning(warning)
-    with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
-        encodings = _encode_all(name, padded, code, fit, options)
-    coded = {
-        model: Original(model, coded_module(padded[0].module, item.state_dict), whole)
-        for model, item in encodings.items()
-    }
     with tempfile.TemporaryDirectory(prefix="coin_export_build_") as folder:
-        exported = [*originals, *coded.values()]
-        files, checks = _export_all(exported, held_out, options, Path(folder), stages)
+        # Originals first: what cannot be exported is told before encoding, which takes far longer.
+        files, checks = _export(originals, held_out, options, Path(folder), stages)
+        with stages.stage("encode", f"encoding {code.m} of {code.n} models with {options.encoder.name}"):
+            encodings = _encode_all(name, padded, code, fit, options)
+        coded = [
+            Original(model, coded_module(padded[0].module, item.state_dict), whole) for model, item in encodings.items()
+        ]
+        coded_files, coded_checks = _export(coded, held_out, options, Path(folder), stages)
+        files, checks, exported = files | coded_files, checks | coded_checks, [*originals, *coded]
         with stages.stage("evaluate", "measuring decoded answers for every erasure pattern"):
             accuracies, quality = measure_files(list(files.values()), code, list(files), held_out, evaluation)
         group = _describe(name, options, whole, exported, code, files, accuracies, quality)
@@ -201,23 +202,17 @@ def _encode_all(
     return dict(zip(names, encodings, strict=True))
 
 
-def _export_all(
+def _export(
     models: Sequence[Original],
     held_out: CalibrationInputs,
     options: BuildOptions,
     folder: Path,
     stages: _Stages,
 ) -> tuple[dict[str, Path], dict[str, OnnxCheck]]:
-    files = {model.name: folder / f"{model.name}.onnx" for model in models}
-    with stages.stage("export", f"exporting {len(files)} models to ONNX"):
-        for model in models:
-            export_onnx(model.module, model.signature, held_out, files[model.name], options.export)
+    with stages.stage("export", f"exporting {', '.join(model.name for model in models)} to ONNX"):
+        files = export_all(models, held_out, options.export, folder)
     with stages.stage("verify", "comparing ONNX Runtime with torch"):
-        checks = {
-            model.name: compare(files[model.name], model.module, model.signature, held_out, options.export)
-            for model in models
-        }
-    return files, checks
+        return files, compare_all(models, files, held_out, options.export)
 
 
 def _describe(

@@ -1,14 +1,17 @@
-"""What a build would do, found without encoding, exporting or writing anything."""
+"""What a build would do, found without encoding or writing anything."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from coin_export.code.warning import noise_warning
 from coin_export.encode.registry import fitting
 from coin_export.pipeline.build import coded_names
 from coin_export.pipeline.coding import code_of
+from coin_export.pipeline.exporting import compare_all, export_all
 from coin_export.pipeline.loading import combinable, load, plain_attention, sign_models
 from coin_export.recipe import Recipe
 from coin_export.repository.config import triton_tensors
@@ -17,7 +20,7 @@ from coin_export.repository.layout import check_target
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """What a build would do, found without encoding, exporting or writing anything.
+    """What a build would do, found without encoding or writing anything.
 
     Attributes:
         group: the group's name.
@@ -65,18 +68,24 @@ class BuildPlan:
 
 
 def plan(recipe: Recipe) -> BuildPlan:
-    """Load and check everything that a recipe names, and say what `build` would do; writes nothing.
+    """Load and check everything that a recipe names, and say what `build` would do; writes nothing to stay.
+
+    The originals are exported to a temporary folder, to see whether they can be.
 
     Raises:
         CoinExportError: as `build` would before it starts to encode.
     """
     loaded = load(recipe)
     with plain_attention():
-        originals = combinable(sign_models(loaded.models, loaded.calibration, recipe.outputs), loaded.calibration)
+        signed = sign_models(loaded.models, loaded.calibration, recipe.outputs)
+        originals = combinable(signed, loaded.calibration)
         names = coded_names(recipe.name, recipe.code.m, loaded.models)
         check_target(recipe.target, recipe.name, [*loaded.models, *names])
         code = code_of(recipe.code, recipe.encoder, originals, loaded.calibration)
-    fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)
+        fit, held_out = loaded.calibration.split(recipe.held_out, recipe.seed)
+        with tempfile.TemporaryDirectory(prefix="coin_export_plan_") as folder:
+            files = export_all(signed, held_out, recipe.export, Path(folder))
+            compare_all(signed, files, held_out, recipe.export)
     inputs, outputs = triton_tensors(originals[0].signature)
     return BuildPlan(
         group=recipe.name,
