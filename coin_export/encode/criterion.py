@@ -32,7 +32,7 @@ class Criterion:
     """Measures the outputs of all m coded models together."""
 
     def __init__(self, code: LinearCode, name: CriterionName) -> None:
-        self.name = name
+        self.name, self.code = name, code
         self._parities = torch.tensor(code.parities)
         self._wanted, self._weights = _decodings(code)
         self._scale = float(self._weights.square().sum(1).mean())

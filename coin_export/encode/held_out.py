@@ -9,7 +9,7 @@ import torch
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.encode.augmentation import AugmentationOptions, answered, augment, can_augment
 from coin_export.encode.criterion import Criterion, finite
-from coin_export.encode.teachers import Inputs, Teachers, batches_of, points_of, working_inputs
+from coin_export.encode.teachers import Inputs, Teachers, batches_of, concatenated, points_of, working_inputs
 
 _BATCH = 256
 _AUGMENTED = 3
@@ -50,6 +50,21 @@ class HeldOut:
                 total += count * float(self._criterion(self.teachers.ask(modules, inputs), answers))
                 points += count
         return finite(total / points)
+
+    def relative_errors(self, modules: Sequence[torch.nn.Module]) -> dict[str, float]:
+        """Return for each output the mean squared error of what is decoded over the variance of the originals' own."""
+        error = Criterion(self._criterion.code, "error")
+        coded, own = [], []
+        with torch.no_grad():
+            for inputs, answers in self._batches:
+                coded.append(self.teachers.ask(modules, inputs))
+                own.append(answers)
+            return {
+                name: finite(float(error([found], [wanted]) / wanted.var(1, correction=0).mean()))
+                for name, found, wanted in zip(
+                    self.teachers.output_names, concatenated(coded), concatenated(own), strict=True
+                )
+            }
 
 
 def _joined(sets: Sequence[Inputs]) -> Inputs:

@@ -23,6 +23,7 @@ which of two good ends is better: the later one is, on other inputs.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,10 +49,13 @@ from coin_export.encode.spread import spreads
 from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
 from coin_export.model.signature import Original
 
+_log = logging.getLogger(__name__)
+
 _TRIALS = 4  # they take one in so many parts of the budget
 _TRIAL = 3  # and each of them one in so many parts of the steps of the descents that follow
 _DIVERGED = 3  # descents; after one more, there are no others
 _SLOWER = 3.0
+_FAR = 0.05  # squared error over variance; nearer than that, any output is near enough
 _WORSE = 2.0  # who ends at so many times the error that it began at has diverged, too
 
 LearningRate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -206,6 +210,12 @@ def refine(
         done.append({"steps": descent.steps, "learning_rate": descent.rate, "held_out_error": descent.error})
         here = _later(here, descent)
     best = min(best, here, key=lambda descent: descent.error)
+    if options.criterion == "divergence":
+        before, after = (
+            held_out.relative_errors([working_copy(originals[0], state) for state in states])
+            for states in (start.states, best.states)
+        )
+        _warn_of_values(before, after)
     notes = {
         "start": start.name,
         "start_errors": {name: error for choice in starts for name, error in choice.errors.items()},
@@ -215,6 +225,18 @@ def refine(
         "held_out_error": best.error,
     }
     return meter.share(best.states, teachers.passes, notes)
+
+
+def _warn_of_values(before: Mapping[str, float], after: Mapping[str, float]) -> None:
+    """Warn of outputs that a descent on divergences led away from the originals'; logits come several times nearer."""
+    away = [name for name in after if after[name] > max(before[name], _FAR)]
+    if away:
+        _log.warning(
+            "the squared error of %s grew, in units of its variance: what was fitted is its softmax over the last "
+            "dimension; if it is of values and no logits, such as boxes or depths, build with code.space 'values' "
+            "(criterion 'error')",
+            ", ".join(f"output {name!r} ({before[name]:.2g} to {after[name]:.2g})" for name in away),
+        )
 
 
 def _lengths(options: RefineOptions, budget: int, contests: int, points: int | None) -> tuple[int, int]:

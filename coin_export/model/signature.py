@@ -137,7 +137,7 @@ def infer_signature(
         if tensor.ndim < 2 or tensor.shape[0] != points or not tensor.is_floating_point():
             raise ModelError(
                 f"output {name!r} is {tensor.dtype} of shape {tuple(tensor.shape)} for {points} points; "
-                "an output must be floating point, of shape (points, ...)"
+                "an output must be floating point, of shape (points, ...); make (points,) to (points, 1)"
             )
     return Signature(_specs(inputs), _specs(outputs))
 

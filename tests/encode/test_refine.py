@@ -189,9 +189,39 @@ def test_passes_are_counted(case: str, augmented: bool) -> None:
     descents, points, steps = 3, 3, 20
     assert cost.backward_passes == steps * points
     held_out = 2 * 4 if augmented else 2
-    wanted_on_held_out, start, checks = 3 * held_out, held_out, descents * held_out
+    wanted_on_held_out, start, checks = 3 * held_out, held_out, (descents + 2) * held_out  # two for squared errors
     teachers = 3 * points * (steps if augmented else descents)
     assert cost.forward_passes == wanted_on_held_out + start + checks + steps * points + teachers
+
+
+class Detector(nn.Module):
+    """Logits of classes beside the four numbers of a box."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body, self.label, self.box = nn.Linear(3, 16), nn.Linear(16, 3), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = torch.tanh(self.body(x))
+        return {"label": self.label(hidden), "box": 20 + 30 * self.box(hidden)}
+
+
+@pytest.mark.parametrize("criterion", ["divergence", "error"])
+def test_values_that_are_taken_for_logits_are_warned_of(criterion: str, caplog: pytest.LogCaptureFixture) -> None:
+    one, other = Detector(1), Detector(1)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.6 * torch.randn_like(parameter))
+    originals = originals_of(one, other)
+    options = RefineOptions.model_validate({"budget": 4000, "criterion": criterion})
+    encode(originals, [0.5, 0.5], normal_points(), options)
+    warned = [record.message for record in caplog.records if record.name == "coin_export.encode.refine"]
+    if criterion == "error":
+        assert not warned
+    else:
+        (message,) = warned
+        assert "output 'box'" in message and "'label'" not in message and "'values'" in message
 
 
 def test_no_steps_are_no_rungs() -> None:
