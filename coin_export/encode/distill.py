@@ -18,7 +18,7 @@ from coin_export.encode.cost import CostMeter, Passes
 from coin_export.encode.criterion import Criterion
 from coin_export.encode.distillation import Schedule, fit, train_what_differs
 from coin_export.encode.encoding import Encoding
-from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
+from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.errors import ModelError, NonFiniteError
 from coin_export.model.signature import Original
 from coin_export.model.state import all_equal
@@ -72,7 +72,7 @@ def distill(
         passes.add(encoding.cost)
         module = train_what_differs(working_copy(originals[0], encoding.state_dict), originals)
     inputs, error = working_inputs(calibration), Criterion(LinearCode((tuple(coefficients),)), "error")
-    teachers = Teachers(originals, passes).hastened(select(inputs, slice(options.batch_size)), "float32")
+    teachers = Teachers(originals, passes).hastened(inputs, "float32")
     steps = options.epochs * math.ceil(len(calibration) / options.batch_size)
     schedule = Schedule(steps, options.batch_size, options.learning_rate)
     taken = fit([module], teachers, error, inputs, schedule, options.seed)

@@ -83,7 +83,12 @@ def _padded(original: Original, widest: Original, calibration: CalibrationInputs
     module = copied(widest.module)
     state = original.module.state_dict()
     with torch.no_grad():
-        module.load_state_dict({name: _rows_added(state[name], like) for name, like in module.state_dict().items()})
+        module.load_state_dict(
+            {
+                name: _rows_added(state[name], like, _is_direction(name, state))
+                for name, like in module.state_dict().items()
+            }
+        )
     for parameter, own in zip(module.parameters(), original.module.parameters(), strict=True):
         parameter.requires_grad_(own.requires_grad)
     padded = Original(original.name, module.eval(), infer_signature(module, calibration, _names(widest.signature)))
@@ -95,10 +100,20 @@ def _names(signature: Signature) -> list[str]:
     return [spec.name for spec in signature.outputs]
 
 
-def _rows_added(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    if tensor.shape == like.shape:
-        return tensor
-    return torch.cat([tensor, tensor.new_zeros(like.shape[0] - tensor.shape[0], *tensor.shape[1:])])
+def _rows_added(tensor: torch.Tensor, like: torch.Tensor, is_direction: bool) -> torch.Tensor:
+    more = like[len(tensor) :] if tensor.shape != like.shape else like[:0]
+    return torch.cat([tensor, more if is_direction else torch.zeros_like(more)]) if len(more) else tensor
+
+
+def _is_direction(name: str, state: Mapping[str, torch.Tensor]) -> bool:
+    """Say whether a tensor is what `torch.nn.utils` divides by its norm: rows of zeros have none.
+
+    The magnitudes beside it get the zeros.
+    """
+    return any(
+        name.endswith(direction) and name.removesuffix(direction) + magnitude in state
+        for direction, magnitude in ((".original1", ".original0"), ("weight_v", "weight_g"))
+    )
 
 
 def _check_zeros_were_added(original: Original, padded: Original, calibration: CalibrationInputs) -> None:

@@ -46,7 +46,7 @@ from coin_export.encode.execution import Precision
 from coin_export.encode.held_out import HeldOut
 from coin_export.encode.selection import Choice, ClosedForm, best_closed_forms, families_of
 from coin_export.encode.spread import spreads
-from coin_export.encode.teachers import Teachers, finished_state, select, working_copy, working_inputs
+from coin_export.encode.teachers import Teachers, finished_state, working_copy, working_inputs
 from coin_export.model.signature import Original
 
 _log = logging.getLogger(__name__)
@@ -173,7 +173,7 @@ def refine(
     starts = best_closed_forms(originals, code, learnt_from, families, options.batch_norm, cache, held_out)
     inputs = working_inputs(learnt_from)
     precision = "float32" if options.precision == "auto" and options.criterion == "error" else options.precision
-    hastened = teachers.hastened(select(inputs, slice(options.batch_size)), precision)
+    hastened = teachers.hastened(inputs, precision)
 
     endless = can_mix(inputs, options.augmentation)
     optimizer: OptimizerName = ("muon" if endless else "adam") if options.optimizer == "auto" else options.optimizer

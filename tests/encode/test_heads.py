@@ -56,6 +56,16 @@ def test_the_padded_dimension_is_where_the_outputs_differ() -> None:
     assert not outputs(padded[1], x)[:, 2:].any()
 
 
+@pytest.mark.parametrize("normalise", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_heads_whose_weights_are_normalised_are_padded(normalise: Callable[[nn.Linear], nn.Module]) -> None:
+    originals = originals_of(*(nn.Sequential(nn.Linear(3, 5), normalise(nn.Linear(5, classes))) for classes in (2, 4)))
+    padded, x = pad_heads(originals, normal_points()), torch.randn(7, 3)
+    torch.testing.assert_close(outputs(padded[0], x)[:, :2], outputs(originals[0], x))
+    assert not outputs(padded[0], x)[:, 2:].any()
+    encode(padded, [0.5, 0.5], normal_points(), AverageOptions())
+
+
 def test_each_of_several_heads_is_padded() -> None:
     class Narrow(TwoHeads):
         def __init__(self) -> None:
