@@ -29,7 +29,7 @@ def renew_singular_vectors(originals: Sequence[Original], state: StateDict) -> N
         return
     states = [original.module.state_dict() for original in originals]
     coded = coded_module(originals[0].module, state)
-    buffers = dict(coded.named_buffers())
+    buffers = dict(coded.named_buffers(remove_duplicate=False))
     for prefix, iterate in _norms(coded):
         names = [name for name in state if name.startswith(prefix)]
         if not all(all_equal(own[name] for own in states) for name in names):
@@ -41,7 +41,7 @@ def renew_singular_vectors(originals: Sequence[Original], state: StateDict) -> N
 
 def _norms(module: nn.Module) -> Iterator[tuple[str, Callable[[], object]]]:
     """Yield, for each spectral norm, how the names of its tensors begin, and what improves its vectors by a step."""
-    for name, part in module.named_modules():
+    for name, part in module.named_modules(remove_duplicate=False):
         if isinstance(part, ParametrizationList) and isinstance(part[0], _SpectralNorm):
             yield f"{name}.", partial(_step, part[0], part.original)
         for hook in part._forward_pre_hooks.values():

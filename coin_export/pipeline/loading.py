@@ -110,8 +110,14 @@ def sign_models(
     they exported. All other weights, float16 too, keep their dtype.
 
     Raises:
-        ModelError: if a forward pass fails.
+        ModelError: if a forward pass fails, or a model is a `torch.jit.ScriptModule`.
     """
+    for name, module in models.items():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ModelError(
+                f"model {name!r} is a ScriptModule, which torch can neither differentiate point by point nor export; "
+                "give the module that it was made from"
+            )
     taken = {name: _without_bfloat16(sharing_copy(module).eval()) for name, module in models.items()}
     return [Original(name, module, infer_signature(module, calibration, outputs)) for name, module in taken.items()]
 

@@ -37,6 +37,18 @@ def test_the_coded_weight_has_a_spectral_norm_of_one(make: str) -> None:
     torch.testing.assert_close(torch.linalg.matrix_norm(weight.flatten(1), 2), torch.tensor(1.0), rtol=1e-4, atol=0)
 
 
+def test_a_layer_that_stands_in_two_places_has_one_pair_of_vectors() -> None:
+    def twice(seed: int) -> nn.Module:
+        torch.manual_seed(seed)
+        layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+        return nn.Sequential(layer, nn.Tanh(), layer)
+
+    found = encode(originals_of(twice(1), twice(2)), BETA, normal_points(), AverageOptions()).state_dict
+    first, second = (found[f"{place}.parametrizations.weight.0._u"] for place in (0, 2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first.norm(), torch.tensor(1.0))
+
+
 @pytest.mark.parametrize("make", ["parametrization", "hook"])
 @pytest.mark.filterwarnings("ignore:.*spectral_norm.* is deprecated")
 def test_layers_that_all_share_keep_their_vectors(make: str) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 from torch import nn
 
 from coin_export.datasets.calibration import CalibrationInputs
-from coin_export.errors import ExportError
+from coin_export.errors import ExportError, ModelError
 from coin_export.pipeline.build import build_group
 from coin_export.pipeline.plan import plan
 from coin_export.recipe import Recipe
@@ -69,3 +69,11 @@ def test_by_a_plan(name: str, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=message):
         plan(recipe)
     assert {path.suffix for path in tmp_path.iterdir()} == {".npz", ".pt"}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_script_module_is_refused_at_once(tmp_path: Path) -> None:
+    scripted = torch.jit.script(nn.Linear(3, 2))
+    points = CalibrationInputs({"x": np.zeros((20, 3), np.float32)})
+    with pytest.raises(ModelError, match="model 'a' is a ScriptModule"):
+        build_group("g", {"a": scripted, "b": scripted}, points, tmp_path / "repository")
