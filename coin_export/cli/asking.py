@@ -47,7 +47,8 @@ def infer(
         return
     table = Table("model", "source", "noise gain", "agreement expected %", "outputs")
     for row, answer in zip(rows, answers.values(), strict=True):
-        expected = "-" if answer.quality is None else f"{answer.quality.agreement:.1f}"
+        agreement = answer.quality and answer.quality.agreement
+        expected = "-" if agreement is None else f"{agreement:.1f}"
         shapes = ", ".join(f"{key} {shape}" for key, shape in row["outputs"].items())
         table.add_row(str(row["model"]), str(row["source"]), f"{answer.noise_gain:.2f}", expected, shapes)
     out.print(table)

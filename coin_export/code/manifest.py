@@ -71,7 +71,9 @@ class Quality:
         noise_gain: see `LinearCode.decoding`.
         relative_error: root mean square of (decoded - direct) over root mean square of (direct), on held-out
             calibration inputs.
-        agreement: share, in %, of held-out calibration inputs on which decoded and direct have the same arg-max.
+        agreement: share, in %, of held-out calibration inputs, or of all their positions, on which decoded and direct
+            have the same arg-max over the last dimension of the first output; None where that names no class, as of a
+            single number, or of a map of more dimensions.
         degraded_accuracy: accuracy in % of decoded answers on the evaluation data; None when none was given.
     """
 
@@ -79,7 +81,7 @@ class Quality:
     decoded: str
     noise_gain: float
     relative_error: float
-    agreement: float
+    agreement: float | None
     degraded_accuracy: float | None = None
 
 

@@ -107,8 +107,8 @@ def _relative_error(decoded: Outputs, direct: Outputs) -> float:
     return float(np.sqrt(difference / size)) if size > 0 else float(difference > 0)
 
 
-def _agreement(decoded: Outputs, direct: Outputs) -> float:
+def _agreement(decoded: Outputs, direct: Outputs) -> float | None:
     name = next(iter(direct))
-    points = len(direct[name])
-    same = decoded[name].reshape(points, -1).argmax(axis=1) == direct[name].reshape(points, -1).argmax(axis=1)
-    return 100.0 * float(np.mean(same))
+    if direct[name].ndim not in (2, 3) or direct[name].shape[-1] == 1:
+        return None
+    return 100.0 * float(np.mean(decoded[name].argmax(axis=-1) == direct[name].argmax(axis=-1)))

@@ -71,7 +71,7 @@ def quality_table(group: Group) -> Table:
             record.decoded,
             f"{record.noise_gain:.2f}",
             f"{record.relative_error:.3f}",
-            f"{record.agreement:.1f}",
+            _percent(record.agreement),
             _percent(record.degraded_accuracy),
             _percent(normalized_accuracy(record, accuracy[record.decoded])),
         )

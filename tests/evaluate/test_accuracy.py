@@ -51,6 +51,23 @@ def test_degraded_accuracy_is_that_of_the_decoded_answers_on_the_originals_own_d
     assert all(record.degraded_accuracy is None for record in others)
 
 
+@pytest.mark.parametrize("shape", [(1,), (3, 1), (2, 3, 3)])
+def test_what_names_no_class_has_no_agreement(shape: tuple[int, ...]) -> None:
+    values = [{"y": RANDOM.normal(size=(5, *shape))} for _ in NAMES]
+    assert all(record.agreement is None for record in measure(CODE, NAMES, values, {}))
+
+
+def test_agreement_is_that_of_all_positions() -> None:
+    """One of eight positions names another class, so one point in two would."""
+    own = [{"y": np.zeros((2, 4, 3))} for _ in "ab"]
+    own[0]["y"][..., 0] = 2.0
+    off = np.zeros((2, 4, 3))
+    off[..., 0] = 1.0
+    off[0, 0, 1] = 3.0
+    first, _ = measure(LinearCode.from_rows([[1, 1]]), ["a", "b", "coded"], [*own, {"y": off}], {})
+    assert first.agreement == pytest.approx(87.5)
+
+
 def test_accuracy_counts_the_first_output_only() -> None:
     outputs = {"logits": np.eye(3)[[0, 1, 1, 2]], "other": np.zeros((4, 3))}
     assert accuracy(outputs, np.array([0, 1, 2, 2])) == 75.0
