@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 from coin_export.datasets.calibration import Array
 
@@ -26,6 +27,25 @@ class OwnAttention(nn.Module):
         seen = F.scaled_dot_product_attention(query, key, value, attn_mask=mask[:, None, None, :])
         logits: torch.Tensor = self.head(seen.transpose(1, 2).flatten(2).mean(1))
         return logits
+
+
+class Recurrent(nn.Module):
+    """Keeps its last state, as for plots."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+        self.state: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        _, self.state = self.layer(x)
+        logits: torch.Tensor = self.head(self.state[0])
+        return logits
+
+
+def normalised(normalise: Callable[[nn.Linear], nn.Module]) -> nn.Module:
+    """A layer whose weight is computed of others."""
+    return nn.Sequential(normalise(nn.Linear(6, 8)), nn.Tanh(), nn.Linear(8, 3))
 
 
 class Attention(nn.Module):
@@ -195,6 +215,9 @@ KINDS = {
         lambda: nn.Sequential(nn.ConvTranspose1d(2, 3, 3, stride=2), nn.GELU(), nn.Flatten(), nn.Linear(33, 3)),
         lambda: {"x": normal(2, 5)},
     ),
+    "weight_norm": Kind(lambda: normalised(parametrizations.weight_norm), lambda: {"x": normal(6)}),
+    "spectral_norm": Kind(lambda: normalised(parametrizations.spectral_norm), lambda: {"x": normal(6)}),
+    "recurrent": Kind(Recurrent, lambda: {"x": normal(5, 4)}),
     "shared": Kind(plain, lambda: {"x": normal(6)}, frozen=("0.weight", "0.bias", "1.weight")),
     "repeated": Kind(repeated, lambda: {"x": normal(6)}),
     "attention": Kind(Attention, lambda: {"x": normal(5, 8)}),
