@@ -124,7 +124,7 @@ def build_group(
 
     Args:
         name: the group's name.
-        models: the originals by name, in the order of the code; they are put into eval mode.
+        models: the originals by name, in the order of the code; they are left as they are, and count as in eval mode.
         calibration: unlabeled inputs by name, in the order of the models' forward arguments.
         target: folder of the model repository.
         options: code, encoder, export and repository options.
