@@ -92,11 +92,11 @@ def distillation(records: Sequence[Record]) -> list[tuple[int, int, list[Record]
 
 
 class Reached(NamedTuple):
-    """What a method needed to reach the goal with one seed.
+    """What a method needed to reach the goal.
 
     Attributes:
-        seconds: least processor time of all its runs that reached it; of the longest run if none did.
-        how: that run's points and changed options.
+        seconds: least processor time of all its ways that reached it, mean over seeds; of the longest if none did.
+        how: that way's points and changed options.
         reached: whether one did.
     """
 
@@ -108,28 +108,31 @@ class Reached(NamedTuple):
 def reached(records: Sequence[Record], encoder: str) -> Reached | None:
     """Return the cheapest way of an encoder to `GOAL`, over all the points and budgets that it was given.
 
+    A way gets there if its mean over models and seeds does; ways that lack a seed do not count.
+
     Args:
-        records: of one setting and one seed.
+        records: of one setting, and one seed or several.
         encoder: its name.
     """
-    cells: dict[tuple[int, str], list[Record]] = {}
+    ways: dict[tuple[int, str], list[Record]] = {}
     for record in where(records, encoder=encoder):
-        cells.setdefault((record["points"], str(record["changed"])), []).append(record)
-    if not cells:
+        ways.setdefault((record["points"], str(record["changed"])), []).append(record)
+    seeds = {record["seed"] for record in records}
+    runs = [way for way in ways.values() if {record["seed"] for record in way} == seeds]
+    if not runs:
         return None
-    runs = [(statistics.fmean(record[NORMALIZED] for record in cell), cell[0]) for cell in cells.values()]
-    there = [record for value, record in runs if value >= GOAL]
-    chosen = min(there, key=_seconds) if there else max((record for _, record in runs), key=_seconds)
-    changed = ", ".join(f"{name} {value}" for name, value in chosen["changed"].items()) or "as it is"
-    return Reached(_seconds(chosen), f"{chosen['points']} points, {changed}", bool(there))
+    there = [way for way in runs if statistics.fmean(record[NORMALIZED] for record in way) >= GOAL]
+    chosen = min(there, key=_seconds) if there else max(runs, key=_seconds)
+    changed = ", ".join(f"{name} {value}" for name, value in chosen[0]["changed"].items()) or "as it is"
+    return Reached(_seconds(chosen), f"{chosen[0]['points']} points, {changed}", bool(there))
 
 
-def _seconds(record: Record) -> float:
-    return float(record["encode_seconds"])
+def _seconds(way: Sequence[Record]) -> float:
+    return statistics.fmean(float(record["encode_seconds"]) for record in way)
 
 
-def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> list[tuple[int, Reached, Reached]]:
-    """Return for each seed what the default encoder and distillation from a fresh start needed to reach `GOAL`.
+def costs(records: Sequence[Record], setting: str, same_inputs: bool) -> tuple[Reached, Reached] | None:
+    """Return what the default encoder and distillation from a fresh start needed to reach `GOAL`.
 
     Both have the same code, with equal coefficients.
 
@@ -138,13 +141,17 @@ def cost_ratios(records: Sequence[Record], setting: str, same_inputs: bool) -> l
         setting: of both.
         same_inputs: count those runs of distillation alone that had as many calibration inputs as the default encoder.
     """
-    found = []
     study = where(records, study="cost", setting=setting)
     points = {record["points"] for record in where(study, encoder=ALIKE)}
-    for seed in sorted({record["seed"] for record in study}):
-        mine = where(study, seed=seed)
-        alike = [record for record in mine if record["points"] in points]
-        default, fresh = reached(alike, ALIKE), reached(alike if same_inputs else mine, "distill")
-        if default is not None and fresh is not None:
-            found.append((seed, default, fresh))
-    return found
+    alike = [record for record in study if record["points"] in points]
+    default, fresh = reached(alike, ALIKE), reached(alike if same_inputs else study, "distill")
+    return None if default is None or fresh is None else (default, fresh)
+
+
+def costs_of_seeds(
+    records: Sequence[Record], setting: str, same_inputs: bool
+) -> list[tuple[int, tuple[Reached, Reached]]]:
+    """Return the same for each seed by itself, whose single runs get there by chance now and then."""
+    seeds = sorted({record["seed"] for record in where(records, study="cost", setting=setting)})
+    found = [(seed, costs(where(records, seed=seed), setting, same_inputs)) for seed in seeds]
+    return [(seed, pair) for seed, pair in found if pair is not None]

@@ -108,6 +108,26 @@ def test_the_cheapest_run_that_reaches_the_goal_counts() -> None:
     assert any_number.met is False and any_number.reached.startswith("0.12")
 
 
+def test_what_gets_to_the_goal_is_the_mean_over_seeds() -> None:
+    """With 10 epochs one seed of two gets there, with 40 both in the mean, and 80 were run with one seed only."""
+    cost = {"study": "cost", "points": 500}
+    records = [
+        record("distill", accuracy, encode_seconds=seconds, changed={"epochs": epochs}, seed=seed, **cost)
+        for epochs, seed, accuracy, seconds in (
+            (10, 0, 97.2, 5.0),
+            (10, 1, 96.6, 5.0),
+            (40, 0, 97.6, 18.0),
+            (40, 1, 96.8, 22.0),
+            (80, 1, 98.0, 6.0),
+        )
+    ]
+    found = reached(records, "distill")
+    assert found is not None and (found.seconds, found.reached) == (20.0, True)
+    records += [record(ALIKE, 97.5, encode_seconds=1.0, changed={"budget": 9}, seed=seed, **cost) for seed in (0, 1)]
+    same, _ = [target for target in targets(records) if "processor time" in target.text]
+    assert same.reached == "0.050 (2 seeds); mean of the ratios of each seed by itself 0.183"
+
+
 def test_what_was_not_measured_leaves_an_empty_place() -> None:
     tables = all_tables([record("coin", 90.0), record("average", 80.0, points=500)], missing=3, planned=5)
     assert tables["extent"].startswith("2 of 5 cells") and "2 of 2 records come from another" in tables["extent"]
