@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 from google.protobuf.message import EncodeError
+from torch.nn.utils import parametrize
 
 from coin_export.datasets.calibration import CalibrationInputs
 from coin_export.errors import ExportError, ModelError
@@ -98,7 +99,11 @@ def _capture(
     batch = torch.export.Dim(BATCH)
     wrapped = _NamedOutputs(module, [spec.name for spec in signature.outputs])
     try:
-        with quiet(), evaluating(wrapped):
+        # Weights that parametrizations compute of others are computed here, once, and constants of the exported model.
+        with quiet(), evaluating(wrapped), parametrize.cached():
+            if any(map(parametrize.is_parametrized, wrapped.modules())):
+                with torch.no_grad():
+                    wrapped(*inputs)
             return torch.export.export(wrapped, inputs, dynamic_shapes=(tuple({0: batch} for _ in inputs),))
     except ModelError:
         raise

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
+from torch.nn.utils.parametrizations import orthogonal
 
 from coin_export.datasets.calibration import Array, CalibrationInputs
 from coin_export.errors import ExportError
@@ -48,6 +49,7 @@ MASK = np.tri(6, 5, dtype=np.bool_)
         pytest.param(Half(), {"x": normal(5, 4).astype(np.float16)}, id="float16"),
         pytest.param(nn.Linear(4, 3).double(), {"x": normal(5, 4).astype(np.float64)}, id="float64"),
         pytest.param(Recurrent(), {"x": normal(5, 6, 4)}, id="lstm"),
+        pytest.param(orthogonal(nn.Linear(4, 4)), {"x": normal(5, 4)}, id="weight-computed-by-what-onnx-lacks"),
         pytest.param(nn.Sequential(nn.Flatten(), nn.GELU(), nn.Softmax(1)), {"x": normal(5, 2, 2)}, id="gelu"),
         pytest.param(Applied(lambda x, unused: x * 2), {"x": normal(5, 4), "unused": IDS[:5]}, id="unused-input"),
         pytest.param(Applied(lambda count: count.float()), {"count": IDS.astype(np.int32)}, id="int32"),
