@@ -101,8 +101,10 @@ def _names(signature: Signature) -> list[str]:
 
 
 def _rows_added(tensor: torch.Tensor, like: torch.Tensor, is_direction: bool) -> torch.Tensor:
-    more = like[len(tensor) :] if tensor.shape != like.shape else like[:0]
-    return torch.cat([tensor, more if is_direction else torch.zeros_like(more)]) if len(more) else tensor
+    if tensor.shape == like.shape:
+        return tensor
+    more = like[len(tensor) :]
+    return torch.cat([tensor, more if is_direction else tensor.new_zeros(more.shape)])
 
 
 def _is_direction(name: str, state: Mapping[str, torch.Tensor]) -> bool:

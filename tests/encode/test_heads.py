@@ -66,6 +66,14 @@ def test_heads_whose_weights_are_normalised_are_padded(normalise: Callable[[nn.L
     encode(padded, [0.5, 0.5], normal_points(), AverageOptions())
 
 
+def test_what_has_no_rows_is_left_alone() -> None:
+    """BatchNorm counts its batches in a single number."""
+    networks = (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, classes)) for classes in (2, 4))
+    originals = originals_of(*networks)
+    padded, x = pad_heads(originals, normal_points()), torch.randn(7, 3)
+    torch.testing.assert_close(outputs(padded[0], x)[:, :2], outputs(originals[0], x))
+
+
 def test_each_of_several_heads_is_padded() -> None:
     class Narrow(TwoHeads):
         def __init__(self) -> None:
