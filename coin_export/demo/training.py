@@ -47,7 +47,7 @@ def train(
             if stopped():
                 return network.eval()
             optimizer.zero_grad()
-            cross_entropy(network(inputs[index]), labels[index]).backward()  # type: ignore[no-untyped-call]  # as torch has it
+            torch.autograd.backward(cross_entropy(network(inputs[index]), labels[index]))
             optimizer.step()
             schedule.step()
         on_epoch()

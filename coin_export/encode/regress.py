@@ -221,39 +221,38 @@ def _combined(
     combined: dict[str, list[list[_Given] | None]] = {name: [] for name in layers}
     first = 0
     for inputs in batches:
-        given = [_given(layers, model, inputs, points, first) for model in models]
+        shares = [
+            _share(layers, model, beta, inputs, points, first) for beta, model in zip(coefficients, models, strict=True)
+        ]
         for name, found in combined.items():
-            found.append(_combination(coefficients, [calls[name] for calls in given]))
+            found.append(_sum([share[name] for share in shares]))
         first += points_of(inputs)
     return combined
 
 
-def _given(
-    layers: Mapping[str, _Layer], model: nn.Module, inputs: Inputs, points: int, first: int
+def _share(
+    layers: Mapping[str, _Layer], model: nn.Module, beta: float, inputs: Inputs, points: int, first: int
 ) -> dict[str, list[_Given]]:
-    """Return what layers give in a model on a batch, call by call."""
+    """Return ``beta`` times what layers give in a model on a batch, call by call."""
     given: dict[str, list[_Given]] = {name: [] for name in layers}
 
     def observe(name: str, _: torch.Tensor, output: torch.Tensor) -> None:
         layer = layers[name]
         rows = _thinned(layer.kind.outputs(model.get_submodule(name), output), layer.width, points, first)
-        given[name].append(_Given(output.shape, rows.clone()))  # what follows may write into them
+        given[name].append(_Given(output.shape, beta * rows))
 
     observe_calls(model, {name: layer.calls for name, layer in layers.items()}, inputs, observe)
     return given
 
 
-def _combination(coefficients: Sequence[float], models: Sequence[Sequence[_Given]]) -> list[_Given] | None:
-    """Combine what models give, call by call; None if they do not call alike."""
-    shapes = [[given.shape for given in calls] for calls in models]
+def _sum(shares: Sequence[Sequence[_Given]]) -> list[_Given] | None:
+    """Add up what models give, call by call; None if they do not call alike."""
+    shapes = [[given.shape for given in calls] for calls in shares]
     if any(own != shapes[0] for own in shapes):
         return None
     return [
-        _Given(
-            calls[0].shape,
-            sum((beta * given.rows for beta, given in zip(coefficients, calls, strict=True)), torch.zeros(())),
-        )
-        for calls in zip(*models, strict=True)
+        _Given(calls[0].shape, sum((given.rows for given in calls), torch.zeros(())))
+        for calls in zip(*shares, strict=True)
     ]
 
 

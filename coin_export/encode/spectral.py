@@ -25,7 +25,7 @@ _ITERATIONS = 30  # of the power method; layers take one a step in training
 
 def renew_singular_vectors(originals: Sequence[Original], state: StateDict) -> None:
     """Find the vectors of the combined weights, in place; those of layers that are equal in all originals stay."""
-    if not any(True for _ in _norms(originals[0].module)):
+    if next(_norms(originals[0].module), None) is None:
         return
     states = [original.module.state_dict() for original in originals]
     coded = coded_module(originals[0].module, state)

@@ -60,8 +60,8 @@ def test_a_sharing_copy_has_the_same_weights_and_nothing_else() -> None:
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         assert dict([*copy_.named_parameters(), *copy_.named_buffers()])[name] is tensor
     copy_.train()
-    copy_[0](torch.ones(1, 3))  # type: ignore[index]
-    copy_[0].register_forward_hook(lambda *_: None)  # type: ignore[index]
+    copy_.get_submodule("0")(torch.ones(1, 3))
+    copy_.get_submodule("0").register_forward_hook(lambda *_: None)
     first = module[0]
     assert isinstance(first, Keeping)
     assert first.last is None and not first.all["losses"] and not first._forward_hooks and not module.training
